@@ -1,0 +1,37 @@
+"""Round-to-nearest: what quantization costs without a method, for comparison."""
+
+from __future__ import annotations
+
+import torch
+
+GROUP = 64
+
+
+def round_to_nearest(weight: torch.Tensor, bits: int, group: int = GROUP) -> torch.Tensor:
+    """Round each group of neighbouring inputs to 2**bits even steps between its smallest and its largest weight.
+
+    Parameters
+    ----------
+    weight : tensor of shape (outputs, inputs)
+    bits : int
+    group : int
+        Inputs that share a float16 step and a float16 offset; the last group of a row may be shorter.
+
+    Returns
+    -------
+    tensor of shape (outputs, inputs)
+        The rounded weight.
+    """
+    return torch.cat([_round_columns(columns, bits) for columns in weight.split(group, dim=1)], dim=1)
+
+
+def _round_columns(columns: torch.Tensor, bits: int) -> torch.Tensor:
+    low, high = columns.aminmax(dim=1, keepdim=True)
+    low = low.half().float()
+    step = ((high - low) / (2**bits - 1)).half().float().clamp(min=torch.finfo(torch.half).tiny)
+    return low + step * ((columns - low) / step).round().clamp(0, 2**bits - 1)
+
+
+def all_in_bits(bits: int, group: int = GROUP) -> float:
+    """Return the bits per weight with the step and the offset of each group counted."""
+    return bits + 32 / group

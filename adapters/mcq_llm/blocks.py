@@ -1,0 +1,83 @@
+"""The repeated blocks of a decoder and the linear layers in them, found by structure, not by architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from mcq.errors import InputError
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+LINEAR = (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The list of blocks of a model.
+
+    Attributes
+    ----------
+    name : str
+        Of the list inside the model, such as ``model.layers``.
+    modules : list of Module
+    """
+
+    name: str
+    modules: nn.ModuleList
+
+    def layers(self, index: int) -> dict[str, nn.Module]:
+        """Return the linear layers of block `index` by their full names."""
+        return linear_layers(self.modules[index], f"{self.name}.{index}.")
+
+
+def find_blocks(model: nn.Module) -> Blocks:
+    """Find the longest list of equal modules that contain linear layers.
+
+    Lists inside other such lists (the experts of a block, say) do not count.
+    """
+    found = {name: module for name, module in model.named_modules() if _is_block_list(module)}
+    outermost = {name: found[name] for name in found if not any(name.startswith(f"{other}.") for other in found)}
+    if not outermost:
+        raise InputError(
+            f"{type(model).__name__} has no list of equal blocks with linear layers inside; "
+            f"only models built as a torch.nn.ModuleList of blocks can be quantized"
+        )
+    name = max(outermost, key=lambda name: len(outermost[name]))
+    return Blocks(name, outermost[name])
+
+
+def _is_block_list(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.ModuleList)
+        and len({type(block) for block in module}) == 1
+        and not isinstance(module[0], LINEAR)
+        and all(linear_layers(block) for block in module)
+    )
+
+
+def linear_layers(block: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    """Return every linear layer inside `block`, by name with `prefix` in front."""
+    return {prefix + name: module for name, module in block.named_modules() if isinstance(module, LINEAR)}
+
+
+def get_weight(layer: nn.Module) -> torch.Tensor:
+    """Return the weight as (outputs, inputs); GPT-2's Conv1D stores its transpose."""
+    weight = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def set_weight(layer: nn.Module, weight: torch.Tensor) -> None:
+    """Overwrite the weight, in place, with `weight` of shape (outputs, inputs)."""
+    get_weight(layer).copy_(weight)
+
+
+def fused_experts(block: nn.Module) -> list[str]:
+    """Return the names of parameters that hold many matrices in one tensor, which is how fused experts are stored."""
+    return [
+        f"{name}.{own}"
+        for name, module in block.named_modules()
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 2
+    ]

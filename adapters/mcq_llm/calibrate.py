@@ -1,0 +1,177 @@
+"""Calibration: the activations of real text on their way through the blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mcq_llm.blocks import Blocks, linear_layers
+from mcq_llm.moments import Statistics
+from mcq_llm.stepping import step_through
+
+
+class _Captured(Exception):
+    """Ends a forward pass as soon as everything that the blocks receive is known."""
+
+
+class Stream:
+    """The hidden states of all calibration sequences, on their way through one version of the model.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    blocks : Blocks
+        Of `model`.
+    windows : tensor of shape (sequences, window), int64
+    batch : int
+        Sequences that are run together.
+    dtype : torch.dtype
+        In which the blocks compute.
+
+    Attributes
+    ----------
+    dtype : torch.dtype
+    hidden : list of tensor, each of shape (batch, window, width)
+        The input of the next block.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, blocks: Blocks, windows: torch.Tensor, batch: int, dtype: torch.dtype
+    ) -> None:
+        self.dtype = dtype
+        captured = [_capture(model, blocks, ids) for ids in windows.split(batch)]
+        self.hidden = [hidden.to(dtype) for hidden, _ in captured]
+        self._extras = [_cast(extras, dtype) for _, extras in captured]
+
+    def copy(self) -> Stream:
+        """Return a stream that starts where this one stands and goes its own way."""
+        twin = object.__new__(Stream)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def through(self, index: int, block: nn.Module, layers: dict[str, nn.Module]) -> Iterator[tuple[str, list]]:
+        """Move all hidden states through `block`, number `index`, pausing before each of `layers`.
+
+        Yields
+        ------
+        name : str
+            The layer that is about to compute.
+        inputs : list of tensor, each of shape (batch, window, inputs)
+            What it receives, for every batch.
+        """
+        calls = [
+            lambda hidden=hidden, extras=extras[index]: block(hidden, *extras[0], **extras[1])
+            for hidden, extras in zip(self.hidden, self._extras, strict=True)
+        ]
+        for name, values in step_through(calls, layers):
+            if name:
+                yield name, values
+            else:
+                self.hidden = [value if isinstance(value, torch.Tensor) else value[0] for value in values]
+
+
+def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple[torch.Tensor, list]:
+    """Run `model` on `ids` with all blocks but the first cut out, and note what each block is given.
+
+    Returns
+    -------
+    hidden : tensor
+        The input of the first block.
+    extras : list of (tuple, dict)
+        The other arguments of each block: masks, positions and whatever else the model hands down.
+    """
+    first, extras = [], []
+
+    def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        kwargs = dict(kwargs)
+        hidden, *rest = args or [kwargs.pop("hidden_states")]
+        first.append(hidden)
+        extras.append((tuple(rest), kwargs))
+        if len(extras) == len(blocks.modules):
+            raise _Captured
+
+    # The first block does compute: only it knows whether the model expects a tensor or a tuple from a block.
+    result: list[Any] = []
+    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks.modules]
+    hooks.append(blocks.modules[0].register_forward_hook(lambda block, args, output: result.append(output)))
+    for block in blocks.modules[1:]:
+        block.forward = lambda *args, **kwargs: result[0]
+    try:
+        with torch.inference_mode():
+            model(ids, use_cache=False)
+    except _Captured:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for block in blocks.modules[1:]:
+            del block.forward
+    return first[0], extras
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Convert every floating-point tensor inside nested tuples, lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_cast(item, dtype) for item in value)
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    return value
+
+
+def calibrated_layers(
+    blocks: Blocks, index: int, wanted: Collection[str], stream: Stream, original: Stream | None
+) -> Iterator[tuple[str, list[nn.Module], Statistics]]:
+    """Move the streams through one block, stopping at each wanted layer with the statistics of its inputs.
+
+    The caller overwrites the weight of each layer before it asks for the next.
+
+    Parameters
+    ----------
+    blocks : Blocks
+    index : int
+        Of the block.
+    wanted : collection of str
+        Full names of the layers to stop at.
+    stream : Stream
+        In the model as quantized so far.
+    original : Stream or None
+        In the original model.
+
+    Yields
+    ------
+    name : str
+    layers : list of Module
+        The layer, and the copy that computes in the stream's precision if that differs.
+    statistics : Statistics
+        Shared by all layers that receive the same input.
+    """
+    block, prefix = blocks.modules[index], f"{blocks.name}.{index}."
+    working = block if stream.dtype == torch.float32 else copy.deepcopy(block).to(stream.dtype)
+    layers = {name: layer for name, layer in linear_layers(working, prefix).items() if name in wanted}
+    steps = stream.through(index, working, layers)
+    if original is None:
+        paired = ((name, inputs, None) for name, inputs in steps)
+    else:
+        untouched = copy.deepcopy(working)
+        others = {name: untouched.get_submodule(name.removeprefix(prefix)) for name in layers}
+        reference = original.through(index, untouched, others)
+        paired = ((name, inputs, others) for (name, inputs), (_, others) in zip(steps, reference, strict=True))
+    seen: list[tuple[torch.Tensor, Statistics]] = []
+    for name, inputs, originals in paired:
+        statistics = next((known for tensor, known in seen if _same(tensor, inputs[0])), None)
+        if statistics is None:
+            statistics = Statistics.collect(inputs, originals, name)
+            seen.append((inputs[0], statistics))  # held, so that its memory cannot be taken by another tensor
+        layer = block.get_submodule(name.removeprefix(prefix))
+        yield name, [layer] if working is block else [layer, layers[name]], statistics
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()

@@ -1,0 +1,77 @@
+"""Models and tokenizers from a Hugging Face id, a local folder or a GGUF file; always on the CPU in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mcq.errors import InputError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mcq_llm.aqlm_format import densify
+
+
+def load(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder that `save_pretrained` wrote, a .gguf file, or the id of a model on the Hugging Face hub.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        In evaluation mode, float32. GGUF weights are dequantized; AQLM layers stay as they are.
+    tokenizer : PreTrainedTokenizerBase
+    """
+    name, arguments = _locate(source)
+    tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
+    if "gguf_file" in arguments:
+        # Without dequantize=True the model counts as quantized and cannot be saved.
+        arguments["quantization_config"] = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **arguments)
+    return model.eval(), tokenizer
+
+
+def load_dense(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model as `load` does, with AQLM layers replaced by the weights that they stand for."""
+    model, tokenizer = load(source)
+    return (densify(model) if _quantization(model) == "aqlm" else model), tokenizer
+
+
+def require_dense(model: PreTrainedModel) -> None:
+    """Refuse a model that is quantized already."""
+    method = _quantization(model)
+    if method is not None:
+        raise InputError(f"the model is quantized already ({method}); quantize the original, unquantized model instead")
+
+
+def _quantization(model: PreTrainedModel) -> str | None:
+    config = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    return None if config is None else str(getattr(config.quant_method, "value", config.quant_method))
+
+
+def _locate(source: str | Path) -> tuple[str, dict[str, Any]]:
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"there is no GGUF file {path}; check the path")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"the folder {path} holds no config.json, so it is no model; give the folder of a checkpoint")
+    if not path.is_dir() and _looks_like_a_path(str(source)):
+        raise InputError(f"there is no folder {path}; give a folder, a .gguf file, or a Hugging Face id (owner/name)")
+    return str(source), {}
+
+
+def _looks_like_a_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") > 1

@@ -1,0 +1,46 @@
+"""Multi-codebook quantization of matrices under any metric.
+
+Examples
+--------
+>>> import numpy as np
+>>> import mcq
+>>> x = np.random.default_rng(0).standard_normal((256, 64)).astype(np.float32)
+>>> q = mcq.AdditiveQuantizer(num_codebooks=2, codebook_bits=6, group_size=8, scale="row")
+>>> codes = q.fit_encode(x)
+>>> round(mcq.Identity().relative_error(x, q.decode(codes)), 1)
+0.2
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from mcq.additive import AdditiveQuantizer
+from mcq.codes import Bits, Codes
+from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFittedError
+from mcq.io import load
+from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
+from mcq.quantizer import Quantizer
+from mcq.residual import ResidualQuantizer
+
+try:
+    __version__ = version("multicodebook")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "AdditiveQuantizer",
+    "Bits",
+    "Codes",
+    "ConfigError",
+    "Diagonal",
+    "FormatError",
+    "Gram",
+    "Identity",
+    "InputError",
+    "LowRank",
+    "McqError",
+    "Metric",
+    "NotFittedError",
+    "Quantizer",
+    "ResidualQuantizer",
+    "load",
+]

@@ -1,0 +1,185 @@
+"""The command line: ``mcq fit | encode | decode | inspect``, and the commands of plug-ins.
+
+A plug-in is a typer application under the entry-point group ``mcq.cli``. It is imported only when it is
+called, so that one which is slow to import or broken does not touch the other commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+try:
+    import typer
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"mcq: the command line needs {error.name}; run: pip install 'multicodebook[cli]'")
+
+import mcq
+import mcq_ext
+from mcq import io, report
+from mcq.arrays import read_array, write_array
+from mcq.errors import InputError, McqError
+from mcq.metric import Metric
+from mcq.quantizer import Quantizer
+
+QUANTIZERS: dict[str, Any] = {"additive": mcq.AdditiveQuantizer, "residual": mcq.ResidualQuantizer}
+
+app = typer.Typer(
+    name="mcq",
+    help="Compress matrices by multi-codebook quantization.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _in_existing_folder(path: Path | None) -> Path | None:
+    """Refuse an output that cannot be written before the work is done, not after it."""
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} does not exist; make it first")
+    return path
+
+
+Matrix = Annotated[
+    str, typer.Argument(help="FILE.npy, FILE.safetensors or FILE.safetensors:TENSOR, of shape (n, d).")
+]
+Output = Annotated[Path, typer.Option("-o", "--output", callback=_in_existing_folder, help="File to write.")]
+QuantizerFile = Annotated[Path, typer.Argument(help="Quantizer that `mcq fit` wrote.")]
+GramFile = Annotated[
+    str | None, typer.Option("--gram", help="X^T X of the inputs, shape (d, d); else plain error.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads to use; all cores by default. Results do not change.")
+]
+
+
+def main() -> None:
+    """Run the command line; errors that a user can cause become one line and exit status 2."""
+    try:
+        app()
+    except (McqError, OSError, MemoryError) as error:
+        print(f"mcq: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def fit(
+    matrix: Matrix,
+    output: Output,
+    quantizer: Annotated[
+        Literal["additive", "residual"], typer.Option(help="Kind of quantizer.")
+    ] = "additive",
+    codebooks: Annotated[int, typer.Option(help="Number of codebooks, 1 to 16.")] = 2,
+    codebook_bits: Annotated[int, typer.Option(help="Bits of a code, 1 to 16.")] = 8,
+    group_size: Annotated[int, typer.Option(help="Entries coded together.")] = 8,
+    scale: Annotated[
+        Literal["none", "row", "group"], typer.Option(help="What has a scale of its own.")
+    ] = "row",
+    gram: GramFile = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(callback=_in_existing_folder, help="Also write the codes of the matrix here."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Learn codebooks from a matrix."""
+    _use_threads(threads)
+    fitted = QUANTIZERS[quantizer](
+        num_codebooks=codebooks, codebook_bits=codebook_bits, group_size=group_size, scale=scale
+    )
+    x, metric = read_array(matrix), _metric(gram)
+    with _progress("fit") as progress:
+        encoded = fitted.fit_encode(x, metric=metric, seed=seed, progress=progress)
+    fitted.save(output)
+    if codes is not None:
+        encoded.save(codes)
+    print(report.summary(fitted, encoded, x, metric))
+
+
+@app.command()
+def encode(
+    quantizer: QuantizerFile,
+    matrix: Matrix,
+    output: Output,
+    gram: GramFile = None,
+    threads: Threads = None,
+) -> None:
+    """Encode a matrix with learned codebooks."""
+    _use_threads(threads)
+    fitted, x, metric = Quantizer.load(quantizer), read_array(matrix), _metric(gram)
+    codes = fitted.encode(x, metric=metric)
+    codes.save(output)
+    print(report.summary(fitted, codes, x, metric))
+
+
+@app.command()
+def decode(
+    quantizer: QuantizerFile,
+    codes: Annotated[Path, typer.Argument(help="Codes that `mcq encode` wrote.")],
+    output: Output,
+    threads: Threads = None,
+) -> None:
+    """Rebuild a matrix from its codes, float32 in a .npy file."""
+    _use_threads(threads)
+    write_array(output, Quantizer.load(quantizer).decode(mcq.Codes.load(codes)))
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(help="Quantizer or codes.")]) -> None:
+    """Print what a file holds."""
+    kind, config, arrays = io.read(file)
+    print(f"kind: {kind}")
+    for key, value in config.items():
+        print(f"{key}: {value}")
+    for name, array in arrays.items():
+        print(f"{name}: {array.dtype} {array.shape}, {array.nbytes} bytes")
+    if kind == "codes":
+        codes = mcq.Codes.load(file)
+        print(f"payload: {codes.bits().payload:.3f} bits per entry")
+        print(f"with row padding and scales: {codes.bits().all_in:.3f} bits per entry")
+        print(f"\n{report.usage(codes)}")
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        mcq_ext.set_num_threads(threads)
+
+
+def _metric(gram: str | None) -> Metric:
+    return mcq.Identity() if gram is None else mcq.Gram(read_array(gram))
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal, nothing elsewhere."""
+    with tqdm(desc=label, disable=None, leave=False) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def _add_plugin(entry: EntryPoint) -> None:
+    def call(context: typer.Context) -> None:
+        try:
+            plugin = entry.load()
+        except ImportError as error:
+            raise InputError(f"the command {entry.name!r} cannot be loaded: {error}") from error
+        plugin(context.args, prog_name=context.command_path)
+
+    # Everything after the name, --help too, is left for the plug-in to read.
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+    title = f"Commands of {entry.module.partition('.')[0]}."
+    app.command(entry.name, help=title, context_settings=settings, add_help_option=False)(call)
+
+
+for _entry in entry_points(group="mcq.cli"):
+    _add_plugin(_entry)

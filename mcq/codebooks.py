@@ -1,0 +1,183 @@
+"""Codebooks: where they start and how they are refitted to given codes."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from mcq.metric import Identity, Metric
+from mcq.problem import Problem
+from mcq_ext import cpu
+
+Floats = NDArray[np.float32]
+Words = NDArray[np.uint16]
+
+#: Points per entry that k-means looks at; more hardly move the centres.
+SAMPLES_PER_ENTRY = 256
+KMEANS_ITERATIONS = 10
+#: Weight of the old codebooks in a refit, as a fraction of the mean diagonal of the normal matrix.
+RIDGE = 1e-4
+#: Normal matrices with more rows than this are not formed: conjugate gradients take over.
+MAX_NORMAL_ROWS = 4096
+#: Floats of per-group counts that are held at once.
+COUNT_FLOATS = 1 << 24
+
+
+def kmeans(x: Floats, weight: Floats, num_entries: int, iterations: int, rng: np.random.Generator) -> Floats:
+    """Return centres (K, g) that lower the sum over points of weight * |x - centre|^2 (Lloyd).
+
+    Parameters
+    ----------
+    x : array of shape (n, g)
+    weight : array of shape (n,)
+    num_entries : int
+        K; may exceed n.
+    iterations : int
+    rng : Generator
+
+    Notes
+    -----
+    Costs O(n K g) an iteration. Seeds are points drawn at random; a centre that loses all its points moves to a
+    random one.
+    """
+    if len(x) > SAMPLES_PER_ENTRY * num_entries:
+        sample = rng.choice(len(x), SAMPLES_PER_ENTRY * num_entries, replace=False)
+        x, weight = x[sample], weight[sample]
+    centres = x[rng.permutation(np.resize(rng.permutation(len(x)), max(num_entries, len(x))))[:num_entries]].copy()
+    ones = np.ones((len(x), 1), np.float32)
+    weighted = x * weight[:, None]
+    for _ in range(iterations):
+        codes, _ = cpu.assign(x, centres, np.einsum("kg,kg->k", centres, centres))
+        sums = cpu.scatter_add(codes.reshape(-1, 1, 1), weighted, ones, num_entries)[0]
+        total = np.bincount(codes, weights=weight, minlength=num_entries)
+        live = total > 0
+        centres[live] = sums[live] / total[live, None]
+        centres[~live] = x[rng.integers(len(x), size=int((~live).sum()))]
+    return centres
+
+
+def residual_kmeans(
+    x: Floats, weight: Floats, num_codebooks: int, num_entries: int, iterations: int, rng: np.random.Generator
+) -> Floats:
+    """Return codebooks (M, K, g), each the k-means centres of what those before it leave of the points (n, g)."""
+    residual, codebooks = x.copy(), []
+    for _ in range(num_codebooks):
+        centres = kmeans(residual, weight, num_entries, iterations, rng)
+        codes, _ = cpu.assign(residual, centres, np.einsum("kg,kg->k", centres, centres))
+        residual -= centres[codes]
+        codebooks.append(centres)
+    return np.stack(codebooks)
+
+
+def start_codebooks(
+    problem: Problem, scale: Floats, num_codebooks: int, num_entries: int, rng: np.random.Generator
+) -> Floats:
+    """Return codebooks (M, K, g) to start a fit from: residual k-means of the scaled groups.
+
+    A diagonal metric weighs the groups. A metric that couples groups does not: error feedback moves the errors to
+    where they weigh least, and plain centres then end lower.
+    """
+    g, groups = problem.group_size, problem.num_groups
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    points = (problem.x.reshape(-1, groups, g) * inverse[:, :, None]).reshape(-1, g)
+    weight = np.broadcast_to(scale**2, (len(scale), groups)).ravel().astype(np.float32)
+    if not problem.metric.couples:
+        weight = weight * np.tile(problem.metric.diagonal(groups * g).reshape(groups, g).mean(1), len(scale))
+    return residual_kmeans(points, weight, num_codebooks, num_entries, KMEANS_ITERATIONS, rng)
+
+
+def refit(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, iterations: int) -> Floats:
+    """Return the codebooks (M, K, g) that minimise the distortion for given codes and scales, by least squares.
+
+    Under the identity all coordinates share one normal matrix of M * K rows: Cholesky. Otherwise conjugate gradients
+    from the old codebooks: decode, multiply by the metric, add up per entry; no matrix is formed.
+
+    Parameters
+    ----------
+    problem : Problem
+    codes : array of shape (n, G, M)
+    codebooks : array of shape (M, K, g)
+        The old ones; an entry without use keeps its value.
+    scale : array of shape (n, G), may be broadcast
+    iterations : int
+        Of conjugate gradients.
+    """
+    num_codebooks, k, _ = codebooks.shape
+    if isinstance(problem.metric, Identity) and num_codebooks * k <= MAX_NORMAL_ROWS:
+        return codebooks + _solve_shared(problem, codes, codebooks, scale)
+    return codebooks + _solve_conjugate(problem, codes, codebooks, scale, iterations)
+
+
+def _solve_shared(problem: Problem, codes: Words, codebooks: Floats, scale: Floats) -> Floats:
+    """Return the change of the codebooks from the normal equations that all coordinates share."""
+    num_codebooks, k, g = codebooks.shape
+    size = num_codebooks * k
+    error = problem.x - cpu.decode(codes, codebooks, scale)
+    right = cpu.scatter_add(codes, error, scale, k).reshape(size, g)
+    entries = codes.reshape(-1, num_codebooks).astype(np.intp)
+    weight = np.square(np.broadcast_to(scale, codes.shape[:2]).ravel(), dtype=np.float64)
+    normal = np.zeros((size, size))
+    for a in range(num_codebooks):
+        for b in range(a, num_codebooks):
+            counts = np.bincount(entries[:, a] * k + entries[:, b], weights=weight, minlength=k * k)
+            normal[a * k : (a + 1) * k, b * k : (b + 1) * k] = counts.reshape(k, k)
+    normal = np.triu(normal) + np.triu(normal, 1).T
+    normal[np.diag_indices(size)] += RIDGE * np.trace(normal) / size
+    change = scipy.linalg.cho_solve(scipy.linalg.cho_factor(normal), right)
+    return change.reshape(codebooks.shape).astype(np.float32)
+
+
+def _solve_conjugate(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, iterations: int) -> Floats:
+    """Return the change of the codebooks after some steps of preconditioned conjugate gradients."""
+    k = codebooks.shape[1]
+    inverse = _inverse_blocks(problem.metric, codes, scale, codebooks.shape)
+
+    def gradient(x: Floats) -> Floats:
+        return cpu.scatter_add(codes, np.ascontiguousarray(problem.metric.apply(x)), scale, k).astype(np.float32)
+
+    residual = gradient(problem.x - cpu.decode(codes, codebooks, scale))
+    change = np.zeros_like(codebooks)
+    direction = preconditioned = _times_blocks(inverse, residual)
+    power = _dot(residual, preconditioned)
+    for _ in range(iterations):
+        if power <= 0:
+            break
+        image = gradient(cpu.decode(codes, direction, scale))
+        curvature = _dot(direction, image)
+        if curvature <= 0:
+            break
+        step = np.float32(power / curvature)
+        change += step * direction
+        residual -= step * image
+        preconditioned = _times_blocks(inverse, residual)
+        previous, power = power, _dot(residual, preconditioned)
+        direction = preconditioned + np.float32(power / previous) * direction
+    return change
+
+
+def _inverse_blocks(metric: Metric, codes: Words, scale: Floats, shape: tuple[int, int, int]) -> Floats:
+    """Return the inverses (M, K, g, g) of the diagonal blocks of the normal matrix, sum of scale^2 H_jj over uses."""
+    num_codebooks, k, g = shape
+    groups = codes.shape[1]
+    blocks = np.zeros((num_codebooks, k, g * g))
+    step = max(1, COUNT_FLOATS // k)
+    for start in range(0, groups, step):
+        part = range(start, min(start + step, groups))
+        h = np.stack([metric.block(slice(j * g, (j + 1) * g)).ravel() for j in part]).astype(np.float64)
+        weight = np.square(np.broadcast_to(scale, codes.shape[:2])[:, part.start : part.stop], dtype=np.float64).ravel()
+        for m in range(num_codebooks):
+            cell = codes[:, part.start : part.stop, m].astype(np.intp) + np.arange(len(part)) * k
+            uses = np.bincount(cell.ravel(), weights=weight, minlength=len(part) * k).reshape(len(part), k)
+            blocks[m] += uses.T @ h
+    blocks = blocks.reshape(num_codebooks, k, g, g)
+    floor = RIDGE * np.einsum("mkgg->", blocks) / (num_codebooks * k * g) or 1.0
+    return np.linalg.inv(blocks + floor * np.eye(g)).astype(np.float32)
+
+
+def _times_blocks(blocks: Floats, values: Floats) -> Floats:
+    return np.matmul(blocks, values[..., None])[..., 0]
+
+
+def _dot(a: Floats, b: Floats) -> float:
+    return float(np.sum(a * b, dtype=np.float64))

@@ -1,0 +1,1 @@
+"""Encoders: choose codes for given codebooks."""

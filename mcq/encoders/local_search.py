@@ -1,0 +1,123 @@
+"""Local search: the groups of a row one after another, each optimal given all others.
+
+Within a group the codebooks are chosen in pairs, jointly and exactly; where a pair table would be too large, one at a
+time. The distortion never rises. The same sweep under the triangular metric of `feedback` is error feedback.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcq.encoders.feedback import Triangular
+from mcq.energy import has_pair_tables
+from mcq.metric import Identity
+from mcq.problem import Problem
+from mcq_ext import cpu
+
+Floats = NDArray[np.float32]
+Words = NDArray[np.uint16]
+Moves = NDArray[np.uint8]
+
+#: Groups between two refreshes of the gradient, and the bytes that their pair tables may take.
+BLOCK_GROUPS = 8
+BLOCK_BYTES = 1 << 25
+
+
+class Weighting(Protocol):
+    """What a sweep needs of a metric; H need not be symmetric."""
+
+    def apply(self, x: Floats, columns: slice) -> Floats:
+        """Return ``x @ H[:, columns]``."""
+
+    def block(self, columns: slice) -> Floats:
+        """Return ``H[columns, columns]``."""
+
+
+def joint_moves(num_codebooks: int, num_entries: int) -> Moves:
+    """Return the pairs of codebooks that a visit of a group chooses jointly, in order, of shape (num_moves, 2).
+
+    A visit covers the codebooks with disjoint pairs first, which gives a fresh start something to stand on, and then
+    tries the other pairs: all of them for up to four codebooks, a ring of neighbours beyond.
+    A pair of equal numbers means that codebook alone.
+    """
+    if num_codebooks == 1 or not has_pair_tables(num_entries):
+        return np.repeat(np.arange(num_codebooks, dtype=np.uint8), 2).reshape(-1, 2)
+    cover = [(m, min(m + 1, num_codebooks - 1)) for m in range(0, num_codebooks, 2)]
+    ring = [(m, m + 1) for m in range(1, num_codebooks - 1, 2)] + [(0, num_codebooks - 1)]
+    rest = itertools.combinations(range(num_codebooks), 2) if num_codebooks <= 4 else ring
+    return np.array(cover + [pair for pair in rest if pair not in cover], np.uint8)
+
+
+def sweep(
+    x: Floats, codes: Words, codebooks: Floats, scale: Floats, metric: Weighting, moves: Moves, fresh: bool = False
+) -> None:
+    """Choose the codes of every group once, in ascending order of groups; `codes` changes in place.
+
+    Parameters
+    ----------
+    x : array of shape (n, G * g)
+    codes : array of shape (n, G, M)
+    codebooks : array of shape (M, K, g)
+    scale : array of shape (n, G), may be broadcast
+    metric : Weighting
+    moves : array of shape (num_moves, 2)
+    fresh : bool
+        Choose from nothing instead of improving on `codes`.
+
+    Notes
+    -----
+    Costs O(n G K^2) for each joint move and O(n d^2) for the metric; memory O(n d) and `BLOCK_BYTES` for pair tables.
+    """
+    _, k, g = codebooks.shape
+    if isinstance(metric, Identity):  # groups are strangers then: treat each as a row of its own, under one set of tables
+        n, groups, _ = codes.shape
+        x, codes = x.reshape(-1, g), codes.reshape(n * groups, 1, -1)
+        scale = np.ascontiguousarray(np.broadcast_to(scale, (n, groups))).reshape(-1, 1)
+    groups = codes.shape[1]
+    joint = int((moves[:, 0] != moves[:, 1]).sum())
+    step = int(np.clip(BLOCK_BYTES // max(1, joint * 4 * k * k), 1, BLOCK_GROUPS))
+    error = x - cpu.decode(codes, codebooks, scale)
+    for j in range(0, groups, step):
+        part, columns = slice(j, min(j + step, groups)), slice(j * g, min(j + step, groups) * g)
+        block_error = np.ascontiguousarray(error[:, columns])
+        gradient = np.ascontiguousarray(metric.apply(error, columns))
+        cpu.sweep(
+            block_error, gradient, codes[:, part], scale[:, part], codebooks, metric.block(columns), moves, fresh
+        )
+        error[:, columns] = block_error
+
+
+class Search:
+    """Error feedback and local search over the codes of one problem, with all that can be prepared once.
+
+    Parameters
+    ----------
+    problem : Problem
+    num_codebooks, num_entries : int
+    """
+
+    def __init__(self, problem: Problem, num_codebooks: int, num_entries: int) -> None:
+        self.problem = problem
+        self.num_codebooks = num_codebooks
+        self.moves = joint_moves(num_codebooks, num_entries)
+        self.feeds_back = problem.metric.couples and problem.num_groups > 1
+        self._start: Weighting = problem.metric
+        if self.feeds_back:
+            self._start = Triangular(problem.metric, problem.x.shape[1], problem.group_size)
+
+    def no_codes(self) -> Words:
+        """Return codes (n, G, M) for a fresh start to fill."""
+        return np.zeros((len(self.problem.x), self.problem.num_groups, self.num_codebooks), np.uint16)
+
+    def spread(self, scale: Floats) -> Floats:
+        """Return `scale` (n, 1) or (n, G) as (n, G)."""
+        return np.broadcast_to(scale, (len(self.problem.x), self.problem.num_groups))
+
+    def improve(self, codes: Words, codebooks: Floats, scale: Floats, fresh: bool = False) -> None:
+        """Visit every group once; `codes` changes in place. A fresh start feeds errors forward."""
+        weighting = self._start if fresh else self.problem.metric
+        sweep(self.problem.x, codes, codebooks, self.spread(scale), weighting, self.moves, fresh)

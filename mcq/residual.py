@@ -1,0 +1,160 @@
+"""Residual quantization: additive codes whose every prefix is a code of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcq import io
+from mcq.additive import AdditiveConfig, AdditiveQuantizer, choose_codes
+from mcq.codes import Codes
+from mcq.encoders.beam import beam_search
+from mcq.energy import Energy
+from mcq.metric import Identity
+from mcq.problem import Problem
+from mcq.quantizer import Progress
+from mcq.scales import Scale
+from mcq.validate import in_range
+from mcq_ext import cpu
+
+Floats = NDArray[np.float32]
+Words = NDArray[np.uint16]
+
+MAX_BEAM_WIDTH = 256
+
+
+@dataclass(frozen=True)
+class ResidualConfig(AdditiveConfig):
+    """Options of `ResidualQuantizer`."""
+
+    beam_width: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self.beam_width, 1, MAX_BEAM_WIDTH, "beam_width")
+
+
+@io.register("residual")
+class ResidualQuantizer(AdditiveQuantizer):
+    """Sums of M entries, each codebook fitted to what those before it leave: decoding may stop after any of them.
+
+    Minimises the same objective as `AdditiveQuantizer` one codebook at a time. Where no column is coupled to another
+    (identity or diagonal metric) codes are found by a beam over the codebooks; under a Gram each codebook in turn is
+    chosen by error feedback and local search.
+
+    Parameters
+    ----------
+    num_codebooks, codebook_bits, group_size, scale, rounds
+        As in `AdditiveQuantizer`; `rounds` counts for each codebook.
+    beam_width : int
+        Partial codes that the beam keeps, 1 to 256.
+
+    Raises
+    ------
+    ConfigError
+        If an option is out of range.
+
+    References
+    ----------
+    Chen, Guan and Wang, Approximate nearest neighbor search by residual vector quantization, Sensors 2010.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).standard_normal((256, 8)).astype(np.float32)
+    >>> q = ResidualQuantizer(num_codebooks=3, codebook_bits=4)
+    >>> codes = q.fit_encode(x)
+    >>> errors = [Identity().relative_error(x, q.decode(codes, num_codebooks=m)) for m in (1, 2, 3)]
+    >>> errors == sorted(errors, reverse=True)
+    True
+    """
+
+    kind = "residual"
+    config_type = ResidualConfig
+    config: ResidualConfig
+
+    def __init__(
+        self,
+        num_codebooks: int = 2,
+        codebook_bits: int = 8,
+        group_size: int | None = 8,
+        scale: Scale = "none",
+        rounds: int = 8,
+        beam_width: int = 8,
+    ) -> None:
+        super().__init__(num_codebooks, codebook_bits, group_size, scale, rounds)
+        self.config = ResidualConfig(num_codebooks, codebook_bits, group_size, scale, rounds, beam_width=beam_width)
+
+    def decode(self, codes: Codes, num_codebooks: int | None = None) -> Floats:
+        """Return the reconstruction (n, d) from the first `num_codebooks` codes of each group, or from all.
+
+        Raises
+        ------
+        NotFittedError
+            If there are no codebooks yet.
+        InputError
+            If the codes were made with other options.
+        ConfigError
+            If `num_codebooks` is not from 1 to M.
+        """
+        self._require_fitted()
+        self._check_codes(codes)
+        total = self.config.num_codebooks
+        first = total if num_codebooks is None else in_range(num_codebooks, 1, total, "num_codebooks")
+        return self._decode(codes.unpack()[:, :, :first], codes)
+
+    def _learn(
+        self, problem: Problem, scale: Floats, gain: float, rng: np.random.Generator, progress: Progress
+    ) -> tuple[NDArray[np.float16], Words, Floats]:
+        config = self.config
+        stage = AdditiveQuantizer(1, config.codebook_bits, config.group_size, config.scale, config.rounds)
+        rest, stored = problem, []
+        for m in range(config.num_codebooks):
+            codebook, codes, scale = stage._learn(
+                rest,
+                scale,
+                gain,
+                rng,
+                lambda done, total, m=m: progress(m * total + done, config.num_codebooks * total + 1),
+            )
+            stored.append(codebook[0])
+            rest = _without(rest, codes, codebook.astype(np.float32), scale)
+            # All codebooks share the scale that the first one found.
+            stage.config = replace(stage.config, scale="none")
+        self.arrays = {"codebooks": np.stack(stored), "gain": np.array([gain], np.float32)}
+        codes, scale = self._search(problem, scale)
+        return self.arrays["codebooks"], codes, scale
+
+    def _search(self, problem: Problem, scale: Floats) -> tuple[Words, Floats]:
+        codebooks = self.codebooks.astype(np.float32)
+        kinds = [self.config.scale] + ["none"] * (len(codebooks) - 1)
+        rest, stages = problem, []
+        for codebook, kind in zip(codebooks[:, None], kinds, strict=True):
+            codes, scale = choose_codes(rest, codebook, scale, kind, self.gain)
+            if not problem.metric.couples and len(codebooks) > 1:
+                return _beam_codes(problem, codebooks, scale, self.config.beam_width), scale
+            rest = _without(rest, codes, codebook, scale)
+            stages.append(codes)
+        return np.concatenate(stages, axis=2), scale
+
+
+def _without(problem: Problem, codes: Words, codebook: Floats, scale: Floats) -> Problem:
+    """Return the problem of coding what one codebook leaves."""
+    decoded = cpu.decode(codes, codebook, np.broadcast_to(scale, codes.shape[:2]))
+    return replace(problem, x=problem.x - decoded)
+
+
+def _beam_codes(problem: Problem, codebooks: Floats, scale: Floats, width: int) -> Words:
+    """Return codes (n, G, M), each group by a beam of its own; one set of tables serves equal metrics."""
+    n, groups, g = len(problem.x), problem.num_groups, problem.group_size
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    targets = problem.x.reshape(n, groups, g) * inverse[:, :, None]
+    if isinstance(problem.metric, Identity):
+        energy = Energy(codebooks, problem.metric.block(slice(0, g)))
+        return beam_search(energy, targets.reshape(-1, g), width).reshape(n, groups, -1)
+    codes = np.empty((n, groups, len(codebooks)), np.uint16)
+    for j in range(groups):
+        h = problem.metric.block(slice(j * g, (j + 1) * g))
+        codes[:, j] = beam_search(Energy(codebooks, h), cpu.matmul(targets[:, j], h), width)
+    return codes

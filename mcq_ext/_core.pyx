@@ -1,0 +1,160 @@
+"""Thin door to the C kernels: memoryviews in, GIL released, one call through the table of the chosen SIMD level.
+
+Nothing is checked or allocated here; `mcq_ext.cpu` does both.
+"""
+
+from libc.stddef cimport ptrdiff_t, size_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t
+
+
+cdef extern from "mcq_kernels.h" nogil:
+    ctypedef struct mcq_block:
+        size_t num_groups, g, M, K, K_pad, num_moves
+        int fresh
+        const uint8_t *moves
+        const float *h_ww
+        const float *codebooks
+        const float *entries_t
+        const float *quad
+        const float *pair
+
+    ctypedef struct mcq_kernels:
+        void (*matmul)(const float *, size_t, const float *, size_t, float *, size_t, size_t, size_t, size_t, float,
+                       int) noexcept nogil
+        void (*assign)(const float *, const float *, const float *, uint16_t *, float *, size_t, size_t, size_t,
+                       size_t) noexcept nogil
+        void (*unary_table)(const float *, const float *, const float *, float *, size_t, size_t, size_t) noexcept nogil
+        void (*pair_search)(const float *, const float *, const float *, uint16_t *, float *, size_t, size_t,
+                            size_t) noexcept nogil
+        void (*sweep)(const mcq_block *, float *, float *, uint16_t *, size_t, const float *, ptrdiff_t, ptrdiff_t,
+                      float *, size_t) noexcept nogil
+        void (*beam_step)(const float *, const float *, const uint16_t *, const float *, int32_t *, uint16_t *, float *,
+                          float *, size_t, size_t, size_t, size_t, size_t, size_t) noexcept nogil
+        void (*decode)(const uint16_t *, const float *, const float *, ptrdiff_t, ptrdiff_t, float *, size_t, size_t,
+                       size_t, size_t, size_t) noexcept nogil
+        void (*scatter_add)(const uint16_t *, const float *, const float *, ptrdiff_t, ptrdiff_t, double *, size_t,
+                            size_t, size_t, size_t, size_t, size_t, size_t) noexcept nogil
+        void (*pack_bits)(const uint16_t *, uint8_t *, size_t, size_t, unsigned) noexcept nogil
+        void (*unpack_bits)(const uint8_t *, uint16_t *, size_t, size_t, unsigned) noexcept nogil
+        void (*lut_sum)(const uint16_t *, const float *, float *, size_t, size_t, size_t, size_t, size_t) noexcept nogil
+
+    const char *mcq_level_name(int)
+    const mcq_kernels *mcq_level_kernels(int)
+
+
+cdef const mcq_kernels *kernels = mcq_level_kernels(0)
+cdef int current = 0
+
+
+def levels():
+    """Names of the SIMD levels that this build has and this CPU runs, slowest first."""
+    cdef int i = 0
+    names = []
+    while mcq_level_name(i) != NULL:
+        names.append(mcq_level_name(i).decode())
+        i += 1
+    return names
+
+
+def level():
+    """Index of the level in use."""
+    return current
+
+
+def set_level(int index):
+    """Switches every kernel to a level of `levels()`."""
+    global kernels, current
+    kernels = mcq_level_kernels(index)
+    current = index
+
+
+def matmul(const float[:, :] a, const float[:, :] b, float[:, :] out, float alpha, bint accumulate):
+    with nogil:
+        kernels.matmul(&a[0, 0], a.strides[0] // 4, &b[0, 0], b.strides[0] // 4, &out[0, 0], out.strides[0] // 4,
+                       a.shape[0], a.shape[1], b.shape[1], alpha, accumulate)
+
+
+def assign(const float[:, ::1] x, const float[:, ::1] entries_t, const float[::1] quad, size_t K, uint16_t[::1] codes,
+           float[::1] value):
+    with nogil:
+        kernels.assign(&x[0, 0], &entries_t[0, 0], &quad[0], &codes[0], &value[0], x.shape[0], x.shape[1], K,
+                       quad.shape[0])
+
+
+def unary_table(const float[:, ::1] x, const float[:, ::1] entries_t, const float[::1] quad, float[:, ::1] unary):
+    with nogil:
+        kernels.unary_table(&x[0, 0], &entries_t[0, 0], &quad[0], &unary[0, 0], x.shape[0], x.shape[1], quad.shape[0])
+
+
+def pair_search(const float[:, ::1] unary_a, const float[:, ::1] unary_b, const float[:, ::1] pair, uint16_t[:, ::1] codes,
+                float[::1] value):
+    with nogil:
+        kernels.pair_search(&unary_a[0, 0], &unary_b[0, 0], &pair[0, 0], &codes[0, 0], &value[0], unary_a.shape[0],
+                            pair.shape[0], pair.shape[1])
+
+
+def sweep(float[:, ::1] error, float[:, ::1] gradient, uint16_t[:, :, :] codes, const float[:, :] scale,
+          const float[:, ::1] h_ww, const float[:, :, ::1] codebooks, const float[:, :, ::1] entries_t,
+          const float[:, :, ::1] quad, const float[:, :, :, ::1] pair, const uint8_t[:, ::1] moves,
+          bint fresh, float[::1] scratch):
+    cdef mcq_block block
+    block.num_groups = quad.shape[0]
+    block.M = codebooks.shape[0]
+    block.K = codebooks.shape[1]
+    block.g = codebooks.shape[2]
+    block.K_pad = quad.shape[2]
+    block.num_moves = moves.shape[0]
+    block.fresh = fresh
+    block.moves = &moves[0, 0]
+    block.h_ww = &h_ww[0, 0]
+    block.codebooks = &codebooks[0, 0, 0]
+    block.entries_t = &entries_t[0, 0, 0]
+    block.quad = &quad[0, 0, 0]
+    block.pair = &pair[0, 0, 0, 0] if pair is not None else NULL
+    with nogil:
+        kernels.sweep(&block, &error[0, 0], &gradient[0, 0], &codes[0, 0, 0], codes.strides[0] // 2, &scale[0, 0],
+                      scale.strides[0] // 4, scale.strides[1] // 4, &scratch[0], error.shape[0])
+
+
+def beam_step(const float[:, ::1] unary, const float[:, ::1] pair, const uint16_t[:, :, ::1] codes, const float[:, ::1] cost,
+              int32_t[:, ::1] parent, uint16_t[:, ::1] entry, float[:, ::1] new_cost, float[::1] scratch, size_t K):
+    cdef const uint16_t *codes_pointer = NULL
+    cdef const float *pair_pointer = NULL
+    if codes.shape[2] > 0:
+        codes_pointer = &codes[0, 0, 0]
+        pair_pointer = &pair[0, 0]
+    with nogil:
+        kernels.beam_step(&unary[0, 0], pair_pointer, codes_pointer, &cost[0, 0], &parent[0, 0], &entry[0, 0],
+                          &new_cost[0, 0], &scratch[0], unary.shape[0], codes.shape[1], codes.shape[2], parent.shape[1],
+                          K, unary.shape[1])
+
+
+def decode(const uint16_t[:, :, ::1] codes, const float[:, :, ::1] codebooks, const float[:, :] scale, float[:, ::1] out):
+    with nogil:
+        kernels.decode(&codes[0, 0, 0], &codebooks[0, 0, 0], &scale[0, 0], scale.strides[0] // 4, scale.strides[1] // 4,
+                       &out[0, 0], codes.shape[0], codes.shape[1], codes.shape[2], codebooks.shape[1],
+                       codebooks.shape[2])
+
+
+def scatter_add(const uint16_t[:, :, ::1] codes, const float[:, ::1] values, const float[:, :] scale,
+                double[:, :, ::1] sums, size_t first, size_t last):
+    with nogil:
+        kernels.scatter_add(&codes[0, 0, 0], &values[0, 0], &scale[0, 0], scale.strides[0] // 4, scale.strides[1] // 4,
+                            &sums[0, 0, 0], codes.shape[0], codes.shape[1], codes.shape[2], sums.shape[1],
+                            sums.shape[2], first, last)
+
+
+def pack_bits(const uint16_t[:, ::1] words, unsigned bits, uint8_t[:, ::1] packed):
+    with nogil:
+        kernels.pack_bits(&words[0, 0], &packed[0, 0], words.shape[0], words.shape[1], bits)
+
+
+def unpack_bits(const uint8_t[:, ::1] packed, unsigned bits, uint16_t[:, ::1] words):
+    with nogil:
+        kernels.unpack_bits(&packed[0, 0], &words[0, 0], words.shape[0], words.shape[1], bits)
+
+
+def lut_sum(const uint16_t[:, ::1] codes, const float[:, :, ::1] lut, float[:, :] out):
+    with nogil:
+        kernels.lut_sum(&codes[0, 0], &lut[0, 0, 0], &out[0, 0], out.strides[0] // 4, lut.shape[0], codes.shape[0],
+                        codes.shape[1], lut.shape[2])

@@ -1,0 +1,226 @@
+"""The kernels on the CPU: allocate outputs, pad tables, split rows over threads, call C.
+
+Every function has a twin of the same name and signature in `mcq_ext.reference`. Inputs are trusted: C-contiguous,
+float32 (codes uint16), codes within range. Results are the same at every SIMD level and thread count.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcq_ext import _core
+from mcq_ext.threads import split
+
+Floats = NDArray[np.float32]
+Words = NDArray[np.uint16]
+
+PAD = 16
+PAD_COST = np.float32(3.0e38)
+TILE = 8
+PAIR_TILES = 8
+#: Entries above which the search passes PAIR_TILES tiles of rows over each line of the table, as in search.inc.c.
+LARGE_K = 512
+
+
+def _padded(k: int) -> int:
+    return -(-k // PAD) * PAD
+
+
+def _empty(*shape: int) -> Floats:
+    """Allocate on a cache line: 512-bit loads that straddle two lines halve the speed of the searches."""
+    size = math.prod(shape)
+    raw = np.empty(size + PAD, np.float32)
+    start = -raw.ctypes.data % 64 // 4
+    return raw[start : start + size].reshape(shape)
+
+
+def _pad_entries(a: NDArray, value: float = 0.0) -> Floats:
+    """Copy, the last axis, which counts entries, padded to a multiple of PAD."""
+    k = a.shape[-1]
+    padded = _empty(*a.shape[:-1], _padded(k))
+    padded[..., :k] = a
+    padded[..., k:] = value
+    return padded
+
+
+def matmul(a: Floats, b: Floats, out: Floats | None = None, alpha: float = 1.0, accumulate: bool = False) -> Floats:
+    """Return ``alpha * a @ b`` (n, k), added to `out` if `accumulate`; each sum in ascending order of the inner axis."""
+    if out is None:
+        out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    split(lambda i, j: _core.matmul(a[i:j], b, out[i:j], alpha, accumulate), a.shape[0])
+    return out
+
+
+def assign(x: Floats, codebook: Floats, quad: Floats) -> tuple[Words, Floats]:
+    """Return codes (n,) = argmin_k quad_k - 2 x.c_k, the lowest k on a tie, and the minima (n,)."""
+    entries_t, quad_pad = _pad_entries(codebook.T), _pad_entries(quad, PAD_COST)
+    codes, value = np.empty(x.shape[0], np.uint16), np.empty(x.shape[0], np.float32)
+    split(
+        lambda i, j: _core.assign(x[i:j], entries_t, quad_pad, codebook.shape[0], codes[i:j], value[i:j]), x.shape[0]
+    )
+    return codes, value
+
+
+def unary_table(x: Floats, codebook: Floats, quad: Floats) -> Floats:
+    """Return the table (n, K) of quad_k - 2 x.c_k."""
+    entries_t, quad_pad = _pad_entries(codebook.T), _pad_entries(quad, PAD_COST)
+    unary = _empty(x.shape[0], quad_pad.shape[0])
+    split(lambda i, j: _core.unary_table(x[i:j], entries_t, quad_pad, unary[i:j]), x.shape[0])
+    return unary[:, : codebook.shape[0]]
+
+
+def pair_table(codebook_a: Floats, codebook_b: Floats, h: Floats) -> Floats:
+    """Return the table (K, K) of 2 a^T H b for the entries a and b of two codebooks."""
+    return matmul(matmul(codebook_a, h, alpha=2.0), np.ascontiguousarray(codebook_b.T))
+
+
+def pair_search(unary_a: Floats, unary_b: Floats, pair: Floats) -> tuple[Words, Floats]:
+    """Return codes (n, 2) = argmin over (a, b) of (unary_b + pair[a, b]) + unary_a, and the minima (n,).
+
+    The lowest a, then the lowest b wins a tie.
+    """
+    ua, ub = _pad_entries(unary_a, PAD_COST), _pad_entries(unary_b, PAD_COST)
+    table = _pad_entries(pair)
+    codes, value = np.empty((ua.shape[0], 2), np.uint16), np.empty(ua.shape[0], np.float32)
+    split(lambda i, j: _core.pair_search(ua[i:j], ub[i:j], table, codes[i:j], value[i:j]), ua.shape[0])
+    return codes, value
+
+
+def sweep(
+    error: Floats,
+    gradient: Floats,
+    codes: Words,
+    scale: Floats,
+    codebooks: Floats,
+    h: Floats,
+    moves: NDArray[np.uint8],
+    fresh: bool = False,
+) -> None:
+    """Choose the codes of the groups of a block one after another, each optimal given all others; in place.
+
+    Parameters
+    ----------
+    error, gradient : arrays of shape (n, w)
+        x - x^ and (x - x^) H in the columns of the block; both follow the new codes.
+    codes : array of shape (n, w / g, M), may be a view into more groups
+    scale : array of shape (n, w / g), may be broadcast
+    codebooks : array of shape (M, K, g)
+    h : array of shape (w, w)
+        The metric between the columns of the block.
+    moves : array of shape (num_moves, 2)
+        Pairs of codebooks that are chosen jointly, in this order; a pair of equal numbers means that codebook alone.
+    fresh : bool
+        Choose from nothing: a move sees only codebooks that the moves before it chose. The moves must cover all
+        codebooks. Otherwise every move improves on the codes given.
+    """
+    quad, pair, entries_t = _sweep_tables(codebooks, h, moves)
+    _, k, g = codebooks.shape
+    span = TILE * (PAIR_TILES if k > LARGE_K else 1)
+    size = (3 * span + 1) * g + (2 * span * _padded(k) if pair is not None else 0)
+    h = np.ascontiguousarray(h)
+
+    def rows(i: int, j: int) -> None:
+        scratch = _empty(size)
+        _core.sweep(
+            error[i:j], gradient[i:j], codes[i:j], scale[i:j], h, codebooks, entries_t, quad, pair, moves, fresh, scratch
+        )
+
+    split(rows, error.shape[0])
+
+
+def _sweep_tables(
+    codebooks: Floats, h: Floats, moves: NDArray[np.uint8]
+) -> tuple[Floats, Floats | None, Floats]:
+    """Return quad (groups, M, K'), pair (moves, groups, K, K') if any move is joint, and codebooks (M, g, K')."""
+    num_codebooks, k, g = codebooks.shape
+    groups = h.shape[0] // g
+    h_jj = h.reshape(groups, g, groups, g)[np.arange(groups), :, np.arange(groups)]
+    side_by_side = np.ascontiguousarray(h_jj.transpose(1, 0, 2)).reshape(g, groups * g)
+    products = matmul(codebooks.reshape(-1, g), side_by_side).reshape(num_codebooks, k, groups, g)
+    quad = np.einsum("mkjc,mkc->jmk", products, codebooks)
+    entries_t = _pad_entries(codebooks.transpose(0, 2, 1))
+    pair = None
+    if (moves[:, 0] != moves[:, 1]).any():
+        pair = _empty(len(moves), groups, k, _padded(k))
+        for table, (a, b) in zip(pair, moves, strict=True):
+            if a != b:
+                left = products[a].transpose(1, 0, 2).reshape(-1, g)
+                matmul(left, entries_t[b], out=table.reshape(-1, table.shape[-1]), alpha=2.0)
+    return _pad_entries(quad, PAD_COST), pair, entries_t
+
+
+def beam_step(
+    unary: Floats, pair: Floats, codes: Words, cost: Floats, width: int
+) -> tuple[NDArray[np.int32], Words, Floats]:
+    """Extend every hypothesis of a beam by one codebook and keep the cheapest `width`.
+
+    Parameters
+    ----------
+    unary : array of shape (n, K)
+        Costs of the entries of the next codebook.
+    pair : array of shape (m * K, K)
+        Pair costs between the entries of the m codebooks already chosen and the next one.
+    codes : array of shape (n, b, m)
+    cost : array of shape (n, b)
+        Codes and costs of the hypotheses so far; a cost of 3e38 marks an empty place.
+    width : int
+
+    Returns
+    -------
+    parent, entry, cost : arrays of shape (n, width)
+        In ascending order of cost; on a tie the earlier hypothesis, then the lower entry comes first.
+    """
+    n, k = unary.shape
+    table, u = _pad_entries(pair) if codes.shape[2] else np.empty((0, 0), np.float32), _pad_entries(unary, PAD_COST)
+    parent = np.empty((n, width), np.int32)
+    entry = np.empty((n, width), np.uint16)
+    new_cost = np.empty((n, width), np.float32)
+
+    def rows(i: int, j: int) -> None:
+        scratch = _empty(u.shape[1])
+        _core.beam_step(u[i:j], table, codes[i:j], cost[i:j], parent[i:j], entry[i:j], new_cost[i:j], scratch, k)
+
+    split(rows, n)
+    return parent, entry, new_cost
+
+
+def decode(codes: Words, codebooks: Floats, scale: Floats) -> Floats:
+    """Return (n, G * g): sums of entries chosen by `codes` (n, G, M) times `scale` (n, G, may be broadcast)."""
+    n, groups, _ = codes.shape
+    out = np.empty((n, groups * codebooks.shape[2]), np.float32)
+    split(lambda i, j: _core.decode(codes[i:j], codebooks, scale[i:j], out[i:j]), n)
+    return out
+
+
+def scatter_add(codes: Words, values: Floats, scale: Floats, num_entries: int) -> NDArray[np.float64]:
+    """Return sums (M, K, g) of scale * values over the groups that use each entry: the adjoint of `decode`."""
+    groups, num_codebooks = codes.shape[1:]
+    sums = np.zeros((num_codebooks, num_entries, values.shape[1] // groups))
+    split(lambda i, j: _core.scatter_add(codes, values, scale, sums, i, j), num_entries)
+    return sums
+
+
+def pack_bits(words: Words, bits: int) -> NDArray[np.uint8]:
+    """Return (n, ceil(W * bits / 8)): each row of words (n, W) as one little-endian bit string."""
+    packed = np.empty((words.shape[0], (words.shape[1] * bits + 7) // 8), np.uint8)
+    if packed.size:
+        split(lambda i, j: _core.pack_bits(words[i:j], bits, packed[i:j]), words.shape[0])
+    return packed
+
+
+def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> Words:
+    """Return words (n, count), the inverse of `pack_bits`."""
+    words = np.empty((packed.shape[0], count), np.uint16)
+    if words.size:
+        split(lambda i, j: _core.unpack_bits(packed[i:j], bits, words[i:j]), packed.shape[0])
+    return words
+
+
+def lut_sum(codes: Words, lut: Floats) -> Floats:
+    """Return (q, n): the sum over m of lut[q, m, codes[n, m]], in order of m."""
+    out = np.empty((lut.shape[0], codes.shape[0]), np.float32)
+    split(lambda i, j: _core.lut_sum(codes[i:j], lut, out[:, i:j]), codes.shape[0])
+    return out

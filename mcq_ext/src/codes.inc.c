@@ -1,0 +1,131 @@
+/* Everything that reads or writes codes without choosing them, and the beam step.
+ *
+ * decode sums entries in order of the codebooks. scatter_add accumulates in double, because an entry may collect 1e6
+ * rows, and takes a range of entries: threads split the entries and each reads all rows, so sums have one order
+ * whatever the thread count. Bit strings are little-endian in both bytes and bits.
+ */
+static void decode(const uint16_t *codes_nGM, const float *codebooks_MKg, const float *scale, ptrdiff_t scale_row,
+                   ptrdiff_t scale_group, float *out_nd, size_t n, size_t G, size_t M, size_t K, size_t g)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < G; j++) {
+            float *out = out_nd + (i * G + j) * g;
+            const uint16_t *codes = codes_nGM + (i * G + j) * M;
+            float s = scale[(ptrdiff_t)i * scale_row + (ptrdiff_t)j * scale_group];
+            memcpy(out, codebooks_MKg + codes[0] * g, g * sizeof *out);
+            for (size_t m = 1; m < M; m++) {
+                const float *e = codebooks_MKg + (m * K + codes[m]) * g;
+                for (size_t c = 0; c < g; c++) out[c] += e[c];
+            }
+            for (size_t c = 0; c < g; c++) out[c] *= s;
+        }
+}
+
+static void scatter_add(const uint16_t *codes_nGM, const float *values_nd, const float *scale, ptrdiff_t scale_row,
+                        ptrdiff_t scale_group, double *sums_MKg, size_t n, size_t G, size_t M, size_t K, size_t g,
+                        size_t first, size_t last)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < G; j++) {
+            const float *v = values_nd + (i * G + j) * g;
+            const uint16_t *codes = codes_nGM + (i * G + j) * M;
+            float s = scale[(ptrdiff_t)i * scale_row + (ptrdiff_t)j * scale_group];
+            for (size_t m = 0; m < M; m++) {
+                if (codes[m] < first || codes[m] >= last) continue;
+                double *sum = sums_MKg + (m * K + codes[m]) * g;
+                for (size_t c = 0; c < g; c++) sum[c] += (double)s * v[c];
+            }
+        }
+}
+
+static void pack_bits(const uint16_t *words_nW, uint8_t *packed, size_t n, size_t W, unsigned bits)
+{
+    size_t bytes = (W * bits + 7) / 8;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t pending = 0;
+        unsigned held = 0;
+        uint8_t *out = packed + i * bytes;
+        for (size_t w = 0; w < W; w++) {
+            pending |= (uint64_t)words_nW[i * W + w] << held;
+            for (held += bits; held >= 8; held -= 8, pending >>= 8) *out++ = (uint8_t)pending;
+        }
+        if (held) *out = (uint8_t)pending;
+    }
+}
+
+static void unpack_bits(const uint8_t *packed, uint16_t *words_nW, size_t n, size_t W, unsigned bits)
+{
+    size_t bytes = (W * bits + 7) / 8;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t pending = 0;
+        unsigned held = 0;
+        const uint8_t *in = packed + i * bytes;
+        for (size_t w = 0; w < W; w++) {
+            for (; held < bits; held += 8) pending |= (uint64_t)*in++ << held;
+            words_nW[i * W + w] = (uint16_t)(pending & ((1u << bits) - 1));
+            pending >>= bits;
+            held -= bits;
+        }
+    }
+}
+
+static void lut_sum(const uint16_t *codes_nM, const float *lut_qMK, float *out_qn, size_t out_stride, size_t q,
+                    size_t n, size_t M, size_t K)
+{
+    for (size_t i = 0; i < q; i++)
+        for (size_t r = 0; r < n; r++) {
+            const float *lut = lut_qMK + i * M * K;
+            const uint16_t *codes = codes_nM + r * M;
+            float sum = lut[codes[0]];
+            for (size_t m = 1; m < M; m++) sum += lut[m * K + codes[m]];
+            out_qn[i * out_stride + r] = sum;
+        }
+}
+
+/* Puts (cost, choice) into the ascending list of the B best; the earlier choice stays first on a tie. */
+INLINE size_t insert_best(float *cost, size_t *choice, size_t count, size_t B, float c, size_t id)
+{
+    size_t at = count < B ? count : B - 1;
+    for (; at > 0 && cost[at - 1] > c; at--) {
+        cost[at] = cost[at - 1];
+        choice[at] = choice[at - 1];
+    }
+    cost[at] = c;
+    choice[at] = id;
+    return count < B ? count + 1 : B;
+}
+
+#define MAX_BEAM 256
+
+/* Extends each of b hypotheses of a row (m codes each, their cost known) by one codebook and keeps the B cheapest:
+ * cost + unary_k + sum over o of pair[o * K + code_o, k]. Pads with infinite cost where b * K < B. */
+static void beam_step(const float *unary_nK, const float *pair_PK, const uint16_t *codes_nbm, const float *cost_nb,
+                      int32_t *parent_nB, uint16_t *entry_nB, float *cost_nB, float *scratch, size_t n, size_t b,
+                      size_t m, size_t B, size_t K, size_t K_pad)
+{
+    for (size_t i = 0; i < n; i++) {
+        float best[MAX_BEAM];
+        size_t choice[MAX_BEAM], count = 0;
+        for (size_t h = 0; h < b; h++) {
+            float base = cost_nb[i * b + h];
+            if (base >= MCQ_PAD_COST) continue;
+            memcpy(scratch, unary_nK + i * K_pad, K_pad * sizeof *scratch);
+            for (size_t o = 0; o < m; o++) {
+                const float *p = pair_PK + (o * K + codes_nbm[(i * b + h) * m + o]) * K_pad;
+                for (size_t k = 0; k < K_pad; k++) scratch[k] += p[k];
+            }
+            for (size_t k = 0; k < K_pad; k++) scratch[k] += base;
+            for (size_t start = 0; start < K_pad; start += VL) {
+                if (count == B && !vany_less(vload(scratch + start), vset1(best[B - 1]))) continue;
+                for (size_t k = start; k < start + VL && k < K; k++)
+                    if (count < B || scratch[k] < best[B - 1])
+                        count = insert_best(best, choice, count, B, scratch[k], h * K + k);
+            }
+        }
+        for (size_t r = 0; r < B; r++) {
+            parent_nB[i * B + r] = r < count ? (int32_t)(choice[r] / K) : 0;
+            entry_nB[i * B + r] = r < count ? (uint16_t)(choice[r] % K) : 0;
+            cost_nB[i * B + r] = r < count ? best[r] : MCQ_PAD_COST;
+        }
+    }
+}

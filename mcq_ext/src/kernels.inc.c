@@ -1,0 +1,23 @@
+/* All kernel bodies of one SIMD level. MCQ_TABLE names the table that this unit exports; everything else is static, so
+ * that no code compiled for one level can be linked into another. */
+#include "mcq_kernels.h"
+#include "simd.h"
+
+#include "matmul.inc.c"
+#include "search.inc.c"
+#include "sweep.inc.c"
+#include "codes.inc.c"
+
+const mcq_kernels MCQ_TABLE = {
+    .matmul = matmul,
+    .assign = assign,
+    .unary_table = unary_table,
+    .pair_search = pair_search,
+    .sweep = sweep,
+    .beam_step = beam_step,
+    .decode = decode,
+    .scatter_add = scatter_add,
+    .pack_bits = pack_bits,
+    .unpack_bits = unpack_bits,
+    .lut_sum = lut_sum,
+};

@@ -1,0 +1,2 @@
+#define MCQ_TABLE mcq_kernels_avx512
+#include "kernels.inc.c"

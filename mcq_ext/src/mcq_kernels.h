@@ -1,0 +1,83 @@
+/* The table of kernels that every SIMD level fills, and the contract of each entry.
+ *
+ * All matrices are row-major and contiguous unless a stride is passed. Kernels check nothing, allocate nothing beyond
+ * a fixed-size stack buffer or the scratch that the caller hands in, and never touch Python. Work is cut into rows by
+ * the caller: a kernel sees only its own rows, so the result cannot depend on how many threads there are.
+ *
+ * Axes in names: n rows, d columns, g entries of a group, G groups, M codebooks, K entries of a codebook, W words.
+ */
+#ifndef MCQ_KERNELS_H
+#define MCQ_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Entry tables are padded with PAD_COST up to a multiple of PAD so that no kernel needs a remainder loop over entries. */
+#define MCQ_PAD 16
+#define MCQ_PAD_COST 3.0e38f
+/* Rows that one tile of the search kernels handles together. */
+#define MCQ_TILE 8
+
+/* One visit of every group of a block of columns, see sweep(). */
+typedef struct {
+    size_t num_groups;        /* groups in the block */
+    size_t g, M, K, K_pad;
+    size_t num_moves;
+    int fresh;                /* start from nothing: a move sees only the codebooks that moves before it chose */
+    const uint8_t *moves;     /* (num_moves, 2) codebooks that are chosen jointly; equal numbers mean a single choice */
+    const float *h_ww;        /* (w, w) metric restricted to the block, w = num_groups * g */
+    const float *codebooks;   /* (M, K, g) */
+    const float *entries_t;   /* (M, g, K_pad) the same, transposed */
+    const float *quad;        /* (num_groups, M, K_pad) c^T H_jj c, padded with MCQ_PAD_COST */
+    const float *pair;        /* (num_moves, num_groups, K, K_pad) 2 c_a^T H_jj c_b, or NULL where every move is single */
+} mcq_block;
+
+typedef struct {
+    /* out_nk (+)= alpha * a_nd b_dk; each sum runs over d in order, so no width or tile size shows in the result. */
+    void (*matmul)(const float *a_nd, size_t lda, const float *b_dk, size_t ldb, float *out_nk, size_t ldo,
+                   size_t n, size_t d, size_t k, float alpha, int accumulate);
+
+    /* codes_n = argmin_k quad_k - 2 x . c_k, value_n the minimum; lowest k wins a tie. */
+    void (*assign)(const float *x_ng, const float *entries_t_gK, const float *quad_K,
+                   uint16_t *codes_n, float *value_n, size_t n, size_t g, size_t K, size_t K_pad);
+
+    /* unary_nK = quad_K - 2 x . c_k, in fixed order over g. */
+    void (*unary_table)(const float *x_ng, const float *entries_t_gK, const float *quad_K,
+                        float *unary_nK, size_t n, size_t g, size_t K_pad);
+
+    /* codes_n2 = argmin over (a, b) of (unary_b + pair[a, b]) + unary_a, lowest a then lowest b on a tie. */
+    void (*pair_search)(const float *unary_a_nK, const float *unary_b_nK, const float *pair_KK,
+                        uint16_t *codes_n2, float *value_n, size_t n, size_t K, size_t K_pad);
+
+    /* Local search: visits the groups of a block in order; error_nw and gradient_nw = (x - x^) H follow every change. */
+    void (*sweep)(const mcq_block *block, float *error_nw, float *gradient_nw, uint16_t *codes, size_t codes_stride,
+                  const float *scale, ptrdiff_t scale_row, ptrdiff_t scale_group, float *scratch, size_t n);
+
+    /* One step of a beam over codebooks, see the body. */
+    void (*beam_step)(const float *unary_nK, const float *pair_PK, const uint16_t *codes_nbm, const float *cost_nb,
+                      int32_t *parent_nB, uint16_t *entry_nB, float *cost_nB, float *scratch,
+                      size_t n, size_t b, size_t m, size_t B, size_t K, size_t K_pad);
+
+    /* out_nd = scale * sum of entries, groups side by side. */
+    void (*decode)(const uint16_t *codes_nGM, const float *codebooks_MKg, const float *scale, ptrdiff_t scale_row,
+                   ptrdiff_t scale_group, float *out_nd, size_t n, size_t G, size_t M, size_t K, size_t g);
+
+    /* sums_MKg[m, code] += scale * values, for codes in [first, last): disjoint ranges may run at once. */
+    void (*scatter_add)(const uint16_t *codes_nGM, const float *values_nd, const float *scale, ptrdiff_t scale_row,
+                        ptrdiff_t scale_group, double *sums_MKg, size_t n, size_t G, size_t M, size_t K, size_t g,
+                        size_t first, size_t last);
+
+    /* Little-endian bit strings, one per row: word i of width bits starts at bit i * bits. */
+    void (*pack_bits)(const uint16_t *words_nW, uint8_t *packed, size_t n, size_t W, unsigned bits);
+    void (*unpack_bits)(const uint8_t *packed, uint16_t *words_nW, size_t n, size_t W, unsigned bits);
+
+    /* out_qn = sum over m of lut[q, m, codes[n, m]], in order of m. */
+    void (*lut_sum)(const uint16_t *codes_nM, const float *lut_qMK, float *out_qn, size_t out_stride,
+                    size_t q, size_t n, size_t M, size_t K);
+} mcq_kernels;
+
+/* Levels from slowest to fastest; mcq_level_name(i) is NULL past the last one that this CPU runs. */
+const char *mcq_level_name(int level);
+const mcq_kernels *mcq_level_kernels(int level);
+
+#endif

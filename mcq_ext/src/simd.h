@@ -1,0 +1,66 @@
+/* The six vector operations that the kernels need, at the width of the level being compiled.
+ *
+ * Arithmetic stays in GCC's vector types, so one body serves every level. Only min and "any lane smaller" are spelt
+ * with intrinsics, because the generic forms compile poorly. No fused multiply-add anywhere: the baseline has none, and
+ * results must be the same at every level.
+ */
+#ifndef MCQ_SIMD_H
+#define MCQ_SIMD_H
+
+#include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VL 16
+#elif defined(__AVX2__)
+#define VL 8
+#else
+#define VL 4
+#endif
+
+typedef float vf __attribute__((vector_size(4 * VL)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf vload(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
+INLINE void vstore(float *p, vf v) { memcpy(p, &v, sizeof v); }
+INLINE vf vset1(float x) { return x - (vf){0}; }
+
+INLINE vf vmin(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+    return (vf)_mm_min_ps((__m128)a, (__m128)b);
+#else
+    for (int l = 0; l < VL; l++) a[l] = a[l] < b[l] ? a[l] : b[l];
+    return a;
+#endif
+}
+
+INLINE int vany_less(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ)) != 0;
+#elif defined(__SSE2__)
+    return _mm_movemask_ps(_mm_cmplt_ps((__m128)a, (__m128)b)) != 0;
+#else
+    for (int l = 0; l < VL; l++) if (a[l] < b[l]) return 1;
+    return 0;
+#endif
+}
+
+INLINE float vhmin(vf v)
+{
+    float best = v[0];
+    for (int l = 1; l < VL; l++) best = v[l] < best ? v[l] : best;
+    return best;
+}
+
+#endif

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from mcq.errors import InputError
+
+from mcq_llm.blocks import find_blocks
+from mcq_llm.calibrate import Stream, calibrated_layers
+from mcq_llm.config import Options
+from mcq_llm.plan import make_plan
+from mcq_llm.quantize import quantize
+
+
+def inputs_of_layers(model, names, windows):
+    """Run the model and return the rows that each layer receives."""
+    seen = {name: [] for name in names}
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: seen[name].append(args[0].flatten(0, -2))
+        )
+        for name in names
+    ]
+    with torch.inference_mode():
+        for ids in windows:
+            model(ids[None])
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(rows).double().numpy() for name, rows in seen.items()}
+
+
+def walk(model, windows, batch=4, change=lambda name, layers: None, original=False, dtype=torch.float32):
+    """Calibrate all layers; return their statistics by name, in order of execution."""
+    blocks = find_blocks(model)
+    stream = Stream(model, blocks, windows, batch, dtype)
+    reference = stream.copy() if original else None
+    collected = {}
+    for index in range(len(blocks.modules)):
+        for name, layers, statistics in calibrated_layers(
+            blocks, index, blocks.layers(index), stream, reference
+        ):
+            collected[name] = statistics
+            change(name, layers)
+    return collected
+
+
+def shrink(name, layers):
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.mul_(0.9)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_gram_is_that_of_the_inputs_which_the_changed_layers_before_produce(make_model, windows, kind, batch):
+    model = make_model(kind)
+    collected = walk(model, windows, batch, shrink)
+    # Every layer comes after all that it depends on, so the finished model shows each the same inputs.
+    for name, x in inputs_of_layers(model, collected, windows).items():
+        np.testing.assert_allclose(collected[name].gram, x.T @ x / len(x), rtol=1e-4, atol=1e-6)
+
+
+def test_layers_with_the_same_input_share_statistics(make_model, windows):
+    collected = walk(make_model("llama"), windows)
+    groups = {}
+    for name, statistics in collected.items():
+        groups.setdefault(id(statistics), []).append(name.split(".", 2)[2])
+    expected = [
+        ["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"],
+    ]  # fmt: skip
+    assert [[n.rsplit(".", 1)[1] for n in group] for group in groups.values()] == expected * 2
+
+
+def test_cross_statistics_pair_the_original_inputs_with_the_drifted_ones(make_model, windows):
+    model = make_model("llama")
+    collected = walk(model, windows, change=shrink, original=True)
+    drifted = inputs_of_layers(model, collected, windows)
+    for name, x in inputs_of_layers(make_model("llama"), collected, windows).items():
+        np.testing.assert_allclose(collected[name].cross, x.T @ drifted[name] / len(x), rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_changes_the_statistics_little_and_the_model_not_at_all(make_model, windows):
+    model = make_model("llama")
+    exact = walk(make_model("llama"), windows)
+    for name, statistics in walk(model, windows, dtype=torch.bfloat16).items():
+        difference = np.linalg.norm(statistics.gram - exact[name].gram) / np.linalg.norm(exact[name].gram)
+        assert difference < 0.02
+    assert model.dtype == torch.float32
+
+
+def test_the_model_is_as_before_when_nothing_is_changed(make_model, windows):
+    model, untouched = make_model("gpt2"), make_model("gpt2")
+    walk(model, windows)
+    with torch.inference_mode():
+        assert torch.equal(model(windows).logits, untouched(windows).logits)
+
+
+def test_activations_that_are_not_finite_are_refused(make_model, windows):
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[windows[0, 0]] = torch.nan
+    options = Options()
+    with pytest.raises(
+        InputError, match=r"activations that reach model.layers.0.self_attn.q_proj must be finite"
+    ):
+        quantize(model, make_plan(find_blocks(model), options), windows, options)

@@ -1,0 +1,77 @@
+import json
+
+import pytest
+from mcq_llm.cli import app
+from typer.testing import CliRunner
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def text_file(tmp_path, text):
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    return path
+
+
+def small(text_file):
+    return ["--calibration", text_file, "--tokens", 128, "--window", 32]
+
+
+def test_quantize_then_evaluate(folders, text_file, tmp_path):
+    out = tmp_path / "out"
+    done = run("quantize", folders["llama"], "--out", out, *small(text_file), "--threads", 1)
+    assert done.exit_code == 0, done.output
+    assert len((out / "quantize.jsonl").read_text().splitlines()) == 14
+    assert json.loads((out / "config.json").read_text())["quantization_config"]["num_codebooks"] == 2
+    done = run("eval", out, "--text", text_file, "--windows", 2, "--window", 32)
+    assert done.exit_code == 0, done.output
+    assert "consecutive-windows-v1" in done.output
+
+
+def test_options_reach_the_run(folders, text_file, tmp_path):
+    out = tmp_path / "out"
+    choice = ["--codebooks", 1, "--codebook-bits", 4, "--group-size", 16, "--override", "mlp=scale:group", "--dense"]
+    done = run("quantize", folders["gpt2"], "--out", out, *small(text_file), *choice)
+    assert done.exit_code == 0, done.output
+    settings = {json.loads(line)["setting"] for line in (out / "quantize.jsonl").read_text().splitlines()}
+    assert settings == {"1x4 g16", "1x4 g16 group scale"}
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(folders, text_file, tmp_path):
+    done = run("quantize", folders["llama"], "--out", tmp_path / "out", *small(text_file), "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "model.layers.1.mlp.down_proj" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--override", "mlp=books:3"], "an override may set codebooks"),
+        (["--override", "nowhere=dense"], "matches no layer"),
+        (["--codebook-bits", "0"], "bits per code must be an integer"),
+        (["--override", "down_proj=codebooks:3"], "Add --dense"),
+        (["--tokens", "100000"], "calibration needs"),
+    ],
+)
+def test_errors_are_one_clear_line_and_leave_nothing(folders, text_file, tmp_path, arguments, message):
+    done = run("quantize", folders["llama"], "--out", tmp_path / "out", *small(text_file), *arguments)
+    assert done.exit_code == 1
+    last = done.stderr.splitlines()[-1]  # progress bars come before
+    assert last.startswith("error: ")
+    assert message in last
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_the_output_folder_is_checked_before_the_model_is_loaded(tmp_path, text_file):
+    assert "must not exist or be empty" in run("quantize", "./missing", "--out", tmp_path).stderr
+    assert "give --out" in run("quantize", "./missing").stderr
+
+
+def test_a_quantized_model_is_not_quantized_again(folders, text_file, tmp_path):
+    run("quantize", folders["llama"], "--out", tmp_path / "a", *small(text_file))
+    done = run("quantize", tmp_path / "a", "--out", tmp_path / "b", *small(text_file))
+    assert "quantized already (aqlm)" in done.stderr
