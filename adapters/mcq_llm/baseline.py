@@ -8,7 +8,7 @@ GROUP = 64
 
 
 def round_to_nearest(weight: torch.Tensor, bits: int, group: int = GROUP) -> torch.Tensor:
-    """Round each group of neighbouring inputs to 2**bits even steps between its smallest and its largest weight.
+    """Round each group of neighbouring inputs to 2**bits evenly spaced values between its extremes.
 
     Parameters
     ----------

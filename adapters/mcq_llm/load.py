@@ -1,4 +1,4 @@
-"""Models and tokenizers from a Hugging Face id, a local folder or a GGUF file; always on the CPU in float32."""
+"""Models and tokenizers from a Hugging Face id, a folder or a GGUF file; always on the CPU in float32."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mcq.errors import InputError
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mcq.errors import InputError
 from mcq_llm.aqlm_format import densify
 
 
@@ -45,14 +44,18 @@ def load(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def load_dense(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model as `load` does, with AQLM layers replaced by the weights that they stand for."""
     model, tokenizer = load(source)
-    return (densify(model) if _quantization(model) == "aqlm" else model), tokenizer
+    if _quantization(model) == "aqlm":
+        densify(model)
+    return model, tokenizer
 
 
 def require_dense(model: PreTrainedModel) -> None:
     """Refuse a model that is quantized already."""
     method = _quantization(model)
     if method is not None:
-        raise InputError(f"the model is quantized already ({method}); quantize the original, unquantized model instead")
+        raise InputError(
+            f"the model is quantized already ({method}); quantize the original, unquantized model instead"
+        )
 
 
 def _quantization(model: PreTrainedModel) -> str | None:
@@ -67,9 +70,13 @@ def _locate(source: str | Path) -> tuple[str, dict[str, Any]]:
             raise InputError(f"there is no GGUF file {path}; check the path")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(f"the folder {path} holds no config.json, so it is no model; give the folder of a checkpoint")
+        raise InputError(
+            f"the folder {path} holds no config.json, so it is no model; give the folder of a checkpoint"
+        )
     if not path.is_dir() and _looks_like_a_path(str(source)):
-        raise InputError(f"there is no folder {path}; give a folder, a .gguf file, or a Hugging Face id (owner/name)")
+        raise InputError(
+            f"there is no folder {path}; give a folder, a .gguf file, or a Hugging Face id (owner/name)"
+        )
     return str(source), {}
 
 

@@ -16,9 +16,9 @@ def peak_megabytes() -> float:
 def return_freed_memory() -> None:
     """Make glibc hand blocks of 1 MB and more back to the system as soon as they are freed.
 
-    Left alone, it raises that limit to the largest block freed so far (up to 32 MB), keeps activations in the heap of
-    every thread, and lets it fragment to several times what is in use. For programs to call at their start; a no-op
-    where there is no glibc.
+    Left alone, it raises that limit to the largest block freed so far (up to 32 MB), keeps activations in the
+    heap of every thread, and lets it fragment to several times what is in use. For programs to call at their
+    start; a no-op where there is no glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

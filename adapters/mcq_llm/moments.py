@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import mcq
 import numpy as np
 import torch
-from mcq.errors import InputError
 from numpy.typing import NDArray
 from scipy.linalg.blas import ssyrk
+
+import mcq
+from mcq.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def gram(inputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:
 
 
 def cross_gram(originals: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:
-    """Return X^T X' / rows, where X are rows of `originals` and X' the same rows of `inputs`: shape (d, d)."""
+    """Return X^T X' / rows, with X the rows of `originals` and X' the same rows of `inputs`: shape (d, d)."""
     width = inputs[0].shape[-1]
     total, rows = np.zeros((width, width)), 0
     for original, batch in zip(originals, inputs, strict=True):

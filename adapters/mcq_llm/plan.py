@@ -1,25 +1,25 @@
-"""What a run will do to which layer, what it will cost in bits and time, and what must be refused before it starts."""
+"""What a run will do to which layer, its cost in bits and time, and what is refused before it starts."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import mcq
 import numpy as np
 import torch
-from mcq.errors import ConfigError, InputError
 from torch import nn
 
+import mcq
+from mcq.errors import ConfigError, InputError
 from mcq_llm.blocks import Blocks, fused_experts, get_weight
 from mcq_llm.config import Options, Setting, setting_for
 
 
 @dataclass(frozen=True)
-class PlannedLayer:
-    """One linear layer and its setting; None leaves it dense.
+class Layer:
+    """A linear layer that stays as it is.
 
     Attributes
     ----------
@@ -27,16 +27,11 @@ class PlannedLayer:
         Full path in the model.
     rows, columns : int
         Outputs and inputs.
-    setting : Setting or None
-    aqlm : bool
-        Whether codes are stored as an AQLM checkpoint does it, in whole bytes, or packed.
     """
 
     name: str
     rows: int
     columns: int
-    setting: Setting | None
-    aqlm: bool = False
 
     @property
     def entries(self) -> int:
@@ -45,66 +40,93 @@ class PlannedLayer:
 
     @property
     def payload(self) -> float:
-        """Bits per weight of the codes alone (of float16 weights if dense)."""
-        if self.setting is None:
-            return 16.0
-        return self._codes_per_row * self.setting.bits / self.columns
+        """Bits per weight of what stands for the weights themselves."""
+        return 16.0
 
     @property
     def all_in(self) -> float:
-        """Bits per weight of codes as stored, codebooks and scales (of float16 weights if dense)."""
-        if self.setting is None:
-            return 16.0
+        """Bits per weight of all that is stored."""
+        return 16.0
+
+
+@dataclass(frozen=True)
+class PlannedLayer(Layer):
+    """A linear layer that will be quantized.
+
+    Attributes
+    ----------
+    setting : Setting
+    whole_bytes : bool
+        Whether a code takes one or two whole bytes, as in an AQLM checkpoint, or just its bits.
+    """
+
+    setting: Setting
+    whole_bytes: bool
+
+    @property
+    def payload(self) -> float:  # noqa: D102
+        return self._codes_per_row * self.setting.bits / self.columns
+
+    @property
+    def all_in(self) -> float:  # noqa: D102
         s = self.setting
-        width = 8 * -(-s.bits // 8) if self.aqlm else s.bits
+        width = 8 * -(-s.bits // 8) if self.whole_bytes else s.bits
         codes = self.rows * 8 * -(-self._codes_per_row * width // 8)
         codebooks = 16 * s.codebooks * 2**s.bits * s.group
-        scales = 16 * self.rows * {"none": 0, "row": 1, "group": self._groups}[s.scale]
+        scales = 16 * self.rows * {"none": 0, "row": 1, "group": s.groups(self.columns)}[s.scale]
         return (codes + codebooks + scales) / self.entries
 
     @property
-    def _groups(self) -> int:
-        return -(-self.columns // self.setting.group)
-
-    @property
     def _codes_per_row(self) -> int:
-        return self.setting.codebooks * self._groups
+        return self.setting.codebooks * self.setting.groups(self.columns)
 
 
-def make_plan(blocks: Blocks, options: Options) -> list[PlannedLayer]:
-    """Return all linear layers of all blocks with their settings, and check their weights.
+def make_plan(blocks: Blocks, options: Options) -> list[Layer]:
+    """Return all linear layers of all blocks, with the settings of those to quantize, and check their weights.
 
     Raises
     ------
     ConfigError
-        If an override matches no layer.
+        If an override matches no layer, or no layer is left to quantize.
     InputError
         If a weight is not finite.
     """
-    plan = []
+    plan: list[Layer] = []
     for index in range(len(blocks.modules)):
         for name, layer in blocks.layers(index).items():
             weight = get_weight(layer)
             _require_finite(weight, name)
+            rows, columns = weight.shape
             setting = setting_for(name, options.setting, options.overrides)
-            plan.append(PlannedLayer(name, *weight.shape, setting, aqlm=not options.dense))
+            if setting is None:
+                plan.append(Layer(name, rows, columns))
+            else:
+                plan.append(PlannedLayer(name, rows, columns, setting, whole_bytes=not options.dense))
     for override in options.overrides:
         if not any(re.search(override.pattern, layer.name) for layer in plan):
             raise ConfigError(
-                f"the override {override.pattern!r} matches no layer; names look like {plan[0].name!r}, see --dry-run"
+                f"the override {override.pattern!r} matches no layer; "
+                f"names look like {plan[0].name!r}, see --dry-run"
             )
-    if all(layer.setting is None for layer in plan):
+    if not quantized(plan):
         raise ConfigError("the overrides leave every layer dense; nothing would be quantized")
     return plan
+
+
+def quantized(plan: Sequence[Layer]) -> list[PlannedLayer]:
+    """Return those layers of a plan that will be quantized."""
+    return [layer for layer in plan if isinstance(layer, PlannedLayer)]
 
 
 def _require_finite(weight: torch.Tensor, name: str) -> None:
     bad = int((~torch.isfinite(weight)).sum())
     if bad:
-        raise InputError(f"the weights of {name} must be finite, but {bad} are NaN or infinite; get an intact model")
+        raise InputError(
+            f"the weights of {name} must be finite, but {bad} are NaN or infinite; get an intact model"
+        )
 
 
-def require_aqlm(plan: Iterable[PlannedLayer], blocks: Blocks) -> list[str]:
+def require_aqlm(plan: Sequence[Layer], blocks: Blocks) -> list[str]:
     """Refuse what an AQLM checkpoint cannot express, and return warnings about what only some loaders run.
 
     Raises
@@ -112,87 +134,98 @@ def require_aqlm(plan: Iterable[PlannedLayer], blocks: Blocks) -> list[str]:
     ConfigError
         With the reason; ``dense=True`` (``--dense``) is the way out.
     """
-    quantized = [layer for layer in plan if layer.setting is not None]
-    settings = {layer.setting for layer in quantized}
+    layers = quantized(plan)
+    settings = {layer.setting for layer in layers}
     modules = dict(blocks.modules.named_modules(prefix=blocks.name))
+    foreign = [layer.name for layer in layers if not isinstance(modules[layer.name], nn.Linear)]
+    uneven = [layer for layer in layers if layer.columns % layer.setting.group]
+    experts = fused_experts(blocks.modules)
     reasons = []
     if len(settings) > 1:
-        reasons.append(f"it has one setting for the whole model, here are {', '.join(sorted(map(str, settings)))}")
+        reasons.append(
+            f"it has one setting for the whole model, here are {', '.join(sorted(map(str, settings)))}"
+        )
     if any(setting.scale == "group" for setting in settings):
         reasons.append("it has one scale per row, not per group")
-    reasons += [f"it holds torch.nn.Linear layers only, {layer.name} is a {type(modules[layer.name]).__name__}"
-                for layer in quantized if not isinstance(modules[layer.name], nn.Linear)][:1]
-    reasons += [f"{layer.name} has {layer.columns} inputs, which groups of {layer.setting.group} do not divide"
-                for layer in quantized if layer.columns % layer.setting.group][:1]
-    experts = fused_experts(blocks.modules)
+    if foreign:
+        kind = type(modules[foreign[0]]).__name__
+        reasons.append(f"it holds torch.nn.Linear layers only, {foreign[0]} is a {kind}")
+    if uneven:
+        name, columns, group = uneven[0].name, uneven[0].columns, uneven[0].setting.group
+        reasons.append(f"{name} has {columns} inputs, which groups of {group} do not divide")
     if experts:
-        reasons.append(f"{blocks.name}.{experts[0]} holds all experts in one tensor, which no loader replaces")
+        reasons.append(
+            f"{blocks.name}.{experts[0]} holds all experts in one tensor, which no loader replaces"
+        )
     if reasons:
-        raise ConfigError(f"an AQLM checkpoint cannot express this: {'; '.join(reasons)}. Add --dense to write weights")
-    return _loader_limits(quantized, settings.pop())
+        raise ConfigError(
+            f"an AQLM checkpoint cannot express this: {'; '.join(reasons)}. Add --dense to write plain weights"
+        )
+    return _loader_limits(layers)
 
 
-def _loader_limits(quantized: list[PlannedLayer], setting: Setting) -> list[str]:
-    warnings = []
+def _loader_limits(layers: list[PlannedLayer]) -> list[str]:
+    setting = layers[0].setting
     step = 8 * setting.group  # CUDA kernels read the codes of 8 groups at once
-    odd = [layer.name for layer in quantized if layer.columns % step]
+    odd = [layer.name for layer in layers if layer.columns % step]
+    warnings = []
     if odd:
-        warnings.append(f"{len(odd)} layers ({odd[0]}, ...) have inputs not divisible by {step}: aqlm's CUDA kernels need it")
+        warnings.append(
+            f"the CUDA kernels of aqlm need inputs divisible by {step}, {len(odd)} layers have others ({odd[0]}, ...)"
+        )
     if setting.bits not in (8, 16):
         warnings.append(f"aqlm has no fast kernel for codes of {setting.bits} bits, only for 8 and 16")
     return warnings
 
 
-def predict_seconds(plan: Iterable[PlannedLayer], rows: int = 256, columns: int = 256) -> dict[str, float]:
-    """Predict the seconds that each layer takes on this machine, from one timed random matrix per setting.
+def quantizer(setting: Setting) -> mcq.AdditiveQuantizer:
+    """Return the unfitted quantizer of a setting."""
+    return mcq.AdditiveQuantizer(
+        num_codebooks=setting.codebooks,
+        codebook_bits=setting.bits,
+        group_size=setting.group,
+        scale=setting.scale,
+    )
+
+
+def predict_seconds(plan: Sequence[Layer], rows: int = 256, columns: int = 256) -> dict[str, float]:
+    """Predict the seconds that quantizing each layer takes here, from one timed random matrix per setting.
 
     Work is proportional to the number of weights, so the sample is scaled by it. Calibration is not included.
 
     Returns
     -------
     dict of str to float
-        Seconds by layer name; 0 for dense layers.
+        Seconds by layer name.
     """
-    per_entry: dict[Setting, float] = {}
     rng = np.random.default_rng(0)
-    for setting in {layer.setting for layer in plan} - {None}:
-        weight = rng.standard_normal((rows, columns), dtype=np.float32)
-        metric = mcq.Gram(np.cov(rng.standard_normal((columns, 4 * columns))))
+    weight = rng.standard_normal((rows, columns), dtype=np.float32)
+    metric = mcq.Gram(np.cov(rng.standard_normal((columns, 4 * columns))))
+    per_entry = {}
+    for setting in {layer.setting for layer in quantized(plan)}:
         start = time.perf_counter()
         quantizer(setting).fit_encode(weight, metric=metric, seed=0)
         per_entry[setting] = (time.perf_counter() - start) / weight.size
-    return {layer.name: per_entry.get(layer.setting, 0.0) * layer.entries for layer in plan}
+    return {layer.name: per_entry[layer.setting] * layer.entries for layer in quantized(plan)}
 
 
-def quantizer(setting: Setting) -> mcq.AdditiveQuantizer:
-    """Return the unfitted quantizer of a setting."""
-    return mcq.AdditiveQuantizer(
-        num_codebooks=setting.codebooks, codebook_bits=setting.bits, group_size=setting.group, scale=setting.scale
-    )
-
-
-def mean_bits(plan: Iterable[PlannedLayer]) -> tuple[float, float]:
+def mean_bits(plan: Sequence[Layer]) -> tuple[float, float]:
     """Return payload and all-in bits per weight over all layers of the plan."""
-    plan = list(plan)
     entries = sum(layer.entries for layer in plan)
     payload = sum(layer.payload * layer.entries for layer in plan)
     return payload / entries, sum(layer.all_in * layer.entries for layer in plan) / entries
 
 
-def plan_table(plan: Iterable[PlannedLayer], seconds: dict[str, float]) -> str:
-    """Return the plan as text, one line per layer and a total."""
-    plan = list(plan)
+def plan_table(plan: Sequence[Layer], seconds: dict[str, float]) -> str:
+    """Return the plan as text: one line per layer, and a total."""
     width = max(len(layer.name) for layer in plan)
-    lines = [f"{'layer':{width}}  {'shape':>13}  {'setting':>14}  payload  all-in  seconds"]
+    lines = [f"{'layer':{width}}  {'shape':>13}  {'setting':>16}  payload   all-in  seconds"]
     for layer in plan:
-        lines.append(
-            f"{layer.name:{width}}  {f'{layer.rows}x{layer.columns}':>13}  {str(layer.setting or 'dense'):>14}  "
-            f"{layer.payload:7.3f} {layer.all_in:7.3f}  {seconds[layer.name]:7.1f}"
-        )
-    entries = sum(layer.entries for layer in plan)
+        setting = str(layer.setting) if isinstance(layer, PlannedLayer) else "dense"
+        shape = f"{layer.rows}x{layer.columns}"
+        cost = f"{layer.payload:7.3f}  {layer.all_in:7.3f}  {seconds.get(layer.name, 0.0):7.1f}"
+        lines.append(f"{layer.name:{width}}  {shape:>13}  {setting:>16}  {cost}")
     payload, all_in = mean_bits(plan)
-    lines.append(
-        f"{f'{len(plan)} layers, {entries:,} weights':{width}}  {'':13}  {'':14}  "
-        f"{payload:7.3f} {all_in:7.3f}  {sum(seconds.values()):7.1f}"
-    )
+    total = f"{len(plan)} layers, {sum(layer.entries for layer in plan):,} weights"
+    lines.append(f"{total:{width + 33}}  {payload:7.3f}  {all_in:7.3f}  {sum(seconds.values()):7.1f}")
     return "\n".join(lines)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from mcq_llm.config import Options
 from mcq_llm.drift import corrected_weight
 from mcq_llm.memory import peak_megabytes
 from mcq_llm.moments import Statistics
-from mcq_llm.plan import PlannedLayer, quantizer
+from mcq_llm.plan import Layer, PlannedLayer, quantized, quantizer
 from mcq_llm.storage import as_stored, round_to_stored
 
 log = logging.getLogger("mcq")
@@ -59,21 +58,21 @@ class LayerReport:
 
 def quantize(
     model: PreTrainedModel,
-    plan: list[PlannedLayer],
+    plan: list[Layer],
     windows: torch.Tensor,
     options: Options,
     report: Callable[[LayerReport], None] = lambda line: None,
 ) -> dict[str, StoredLayer]:
     """Quantize the planned layers of `model` in place.
 
-    The inputs of each layer are those that the layers quantized before it produce. One block's statistics are held
-    at a time.
+    The inputs of each layer are those that the layers quantized before it produce. One block's statistics are
+    held at a time.
 
     Parameters
     ----------
     model : PreTrainedModel
         Afterwards it computes with exactly the weights that the returned codes stand for.
-    plan : list of PlannedLayer
+    plan : list of Layer
         Of `make_plan`.
     windows : tensor of shape (sequences, window), int64
         Calibration tokens.
@@ -86,7 +85,7 @@ def quantize(
     dict of str to StoredLayer
         By full name of the layer.
     """
-    planned = {layer.name: layer for layer in plan if layer.setting is not None}
+    planned = {layer.name: layer for layer in quantized(plan)}
     blocks = find_blocks(model)
     round_to_stored(model)
     stream = Stream(model, blocks, windows, options.batch, getattr(torch, options.precision))
@@ -95,7 +94,9 @@ def quantize(
     work = sum(layer.entries for layer in planned.values())
     with tqdm(total=work, unit="w", unit_scale=True, desc="quantizing", smoothing=0.1) as bar:
         for index in range(len(blocks.modules)):
-            for name, layers, statistics in calibrated_layers(blocks, index, planned.keys(), stream, original):
+            for name, layers, statistics in calibrated_layers(
+                blocks, index, planned.keys(), stream, original
+            ):
                 bar.set_postfix_str(name.removeprefix(f"{blocks.name}."))
                 stored[name], line = quantize_layer(planned[name], layers, statistics, options)
                 report(line)
@@ -120,9 +121,11 @@ def quantize_layer(
     options : Options
     """
     start = time.perf_counter()
-    weight = np.ascontiguousarray(get_weight(layers[0]).numpy())
+    weight = get_weight(layers[0]).numpy().copy(order="C")  # the layer itself is overwritten below
     if statistics.cross is not None:
-        weight = corrected_weight(weight, statistics.gram, statistics.cross, options.damping, options.correction)
+        weight = corrected_weight(
+            weight, statistics.gram, statistics.cross, options.damping, options.correction
+        )
     encoder = quantizer(planned.setting)
     codes = encoder.fit_encode(weight, metric=statistics.metric, seed=options.seed)
     stored = StoredLayer.of(planned.setting, encoder, codes)

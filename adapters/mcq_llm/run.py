@@ -13,7 +13,7 @@ from mcq_llm.blocks import find_blocks
 from mcq_llm.config import Options
 from mcq_llm.export import export
 from mcq_llm.load import load, require_dense
-from mcq_llm.plan import PlannedLayer, make_plan, require_aqlm
+from mcq_llm.plan import Layer, make_plan, require_aqlm
 from mcq_llm.quantize import quantize
 from mcq_llm.storage import new_folder
 from mcq_llm.text import spread_windows, tokenize
@@ -27,14 +27,14 @@ class Prepared:
 
     Attributes
     ----------
-    plan : list of PlannedLayer
+    plan : list of Layer
     windows : tensor of shape (sequences, window), int64
         Calibration tokens.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    plan: list[PlannedLayer]
+    plan: list[Layer]
     windows: torch.Tensor
     options: Options
 

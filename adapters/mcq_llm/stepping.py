@@ -1,8 +1,8 @@
 """Forward passes that pause before chosen layers, so that a block is run once however often it must stop.
 
 To quantize the layers of a block in order of execution, each needs the input that the layers quantized before it
-produce. Running the block anew up to every such layer costs two to three times as much as one pass. Here every batch
-has its own thread, which waits inside the forward pass until its next layer is ready. Only one thread runs at a time.
+produce. Running the block anew up to every such layer costs two to three times as much as one pass. Here every
+batch has its own thread, which waits inside the forward pass until its next layer is ready. One runs at a time.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from mcq.errors import InputError
 from torch import nn
+
+from mcq.errors import InputError
 
 
 class _Abandoned(BaseException):
@@ -94,7 +95,7 @@ def step_through(
             names = {report[0] for report in reports}
             if len(names) > 1:
                 raise InputError(
-                    f"the order of layers depends on the data: batches reached {sorted(names)} at the same step; "
+                    f"the order of layers depends on the data: batches reached {sorted(names)} at one step; "
                     f"models that choose layers by input (such as lists of experts) cannot be calibrated"
                 )
             name = names.pop()
@@ -107,8 +108,8 @@ def step_through(
             a_pass.abandon()
 
 
-def _pausing(name: str) -> Callable[[nn.Module, tuple], None]:
-    def hook(_: nn.Module, args: tuple) -> None:
+def _pausing(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
         current = threading.current_thread()
         if isinstance(current, _Pass):  # the caller may run the layer himself between two steps
             current.pause(name, args[0])

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mcq.errors import InputError
 from torch import nn
+
+from mcq.errors import InputError
 
 
 def as_stored(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a float tensor as it is written: float16, or float32 if a value is too large; others unchanged."""
+    """Return a tensor as it is written: float16, or float32 if a value is too large; integers unchanged."""
     if not tensor.is_floating_point():
         return tensor
     half = tensor.half()
@@ -30,7 +31,7 @@ def round_to_stored(model: nn.Module) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Provide a temporary folder that takes the name `path` when the block ends well, and vanishes when it does not.
+    """Provide a temporary folder that takes the name `path` when all goes well, and vanishes otherwise.
 
     Raises
     ------
@@ -39,12 +40,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"the output folder {path} must not exist or be empty; name another one or remove it")
+        raise InputError(
+            f"the output folder {path} must not exist or be empty; name another one or remove it"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     except OSError as error:
-        raise InputError(f"cannot write to {path.parent}: {error.strerror}; choose another output folder") from None
+        raise InputError(
+            f"cannot write to {path.parent}: {error.strerror}; choose another output folder"
+        ) from None
     try:
         yield partial
         partial.chmod(0o755)  # mkdtemp keeps others out

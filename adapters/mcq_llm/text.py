@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 import torch
-from mcq.errors import InputError
 from transformers import PreTrainedTokenizerBase
+
+from mcq.errors import InputError
 
 
 def python_documentation() -> str:
-    """Return the language reference that CPython ships for `help()`: about 0.7 MB of English, always at hand."""
+    """Return the language reference that CPython ships for `help()`: half a megabyte, always at hand."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
@@ -29,7 +30,7 @@ def read_text(path: Path | None) -> str:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    """Return the tokens of `text`, tokenized once as a whole with the tokenizer's defaults: shape (n,), int64."""
+    """Return the tokens of `text`, taken as a whole, with the tokenizer's defaults: shape (n,), int64."""
     # A text longer than the model's context is what we want here: it is cut into windows.
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
     return ids[0].long()
@@ -61,7 +62,8 @@ def require_tokens(found: int, count: int, window: int, purpose: str) -> None:
     """Refuse a text that is too short for `count` windows."""
     if found < count * window:
         raise InputError(
-            f"{purpose} needs {count} windows of {window} tokens = {count * window} tokens, but the text has {found}; "
+            f"{purpose} needs {count} windows of {window} tokens = {count * window} tokens, "
+            f"but the text has {found}; "
             f"give a longer text, or ask for fewer or shorter windows"
         )
 

@@ -22,6 +22,8 @@ Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 Moves = NDArray[np.uint8]
 
+#: Width of the beam that proposes codes where there are more than two codebooks.
+BEAM_WIDTH = 16
 #: Groups between two refreshes of the gradient, and the bytes that their pair tables may take.
 BLOCK_GROUPS = 8
 BLOCK_BYTES = 1 << 25
@@ -53,7 +55,14 @@ def joint_moves(num_codebooks: int, num_entries: int) -> Moves:
 
 
 def sweep(
-    x: Floats, codes: Words, codebooks: Floats, scale: Floats, metric: Weighting, moves: Moves, fresh: bool = False
+    x: Floats,
+    codes: Words,
+    codebooks: Floats,
+    scale: Floats,
+    metric: Weighting,
+    moves: Moves,
+    fresh: bool = False,
+    beam_width: int = 0,
 ) -> None:
     """Choose the codes of every group once, in ascending order of groups; `codes` changes in place.
 
@@ -67,26 +76,28 @@ def sweep(
     moves : array of shape (num_moves, 2)
     fresh : bool
         Choose from nothing instead of improving on `codes`.
+    beam_width : int
+        Width of a beam that proposes codes for each group before the moves; 0 for none.
 
     Notes
     -----
     Costs O(n G K^2) for each joint move and O(n d^2) for the metric; memory O(n d) and `BLOCK_BYTES` for pair tables.
     """
-    _, k, g = codebooks.shape
+    num_codebooks, k, g = codebooks.shape
     if isinstance(metric, Identity):  # groups are strangers then: treat each as a row of its own, under one set of tables
         n, groups, _ = codes.shape
         x, codes = x.reshape(-1, g), codes.reshape(n * groups, 1, -1)
         scale = np.ascontiguousarray(np.broadcast_to(scale, (n, groups))).reshape(-1, 1)
     groups = codes.shape[1]
-    joint = int((moves[:, 0] != moves[:, 1]).sum())
-    step = int(np.clip(BLOCK_BYTES // max(1, joint * 4 * k * k), 1, BLOCK_GROUPS))
+    tables = num_codebooks * (num_codebooks - 1) // 2 if has_pair_tables(k) else 0
+    step = int(np.clip(BLOCK_BYTES // max(1, tables * 4 * k * k), 1, BLOCK_GROUPS))
     error = x - cpu.decode(codes, codebooks, scale)
     for j in range(0, groups, step):
         part, columns = slice(j, min(j + step, groups)), slice(j * g, min(j + step, groups) * g)
         block_error = np.ascontiguousarray(error[:, columns])
         gradient = np.ascontiguousarray(metric.apply(error, columns))
         cpu.sweep(
-            block_error, gradient, codes[:, part], scale[:, part], codebooks, metric.block(columns), moves, fresh
+            block_error, gradient, codes[:, part], scale[:, part], codebooks, metric.block(columns), moves, fresh, beam_width
         )
         error[:, columns] = block_error
 
@@ -104,6 +115,8 @@ class Search:
         self.problem = problem
         self.num_codebooks = num_codebooks
         self.moves = joint_moves(num_codebooks, num_entries)
+        # One pair is searched exactly anyway.
+        self.beam_width = BEAM_WIDTH if num_codebooks > 2 and has_pair_tables(num_entries) else 0
         self.feeds_back = problem.metric.couples and problem.num_groups > 1
         self._start: Weighting = problem.metric
         if self.feeds_back:
@@ -120,4 +133,4 @@ class Search:
     def improve(self, codes: Words, codebooks: Floats, scale: Floats, fresh: bool = False) -> None:
         """Visit every group once; `codes` changes in place. A fresh start feeds errors forward."""
         weighting = self._start if fresh else self.problem.metric
-        sweep(self.problem.x, codes, codebooks, self.spread(scale), weighting, self.moves, fresh)
+        sweep(self.problem.x, codes, codebooks, self.spread(scale), weighting, self.moves, fresh, self.beam_width)

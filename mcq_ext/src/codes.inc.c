@@ -1,4 +1,4 @@
-/* Everything that reads or writes codes without choosing them, and the beam step.
+/* Everything that reads or writes codes without choosing them.
  *
  * decode sums entries in order of the codebooks. scatter_add accumulates in double, because an entry may collect 1e6
  * rows, and takes a range of entries: threads split the entries and each reads all rows, so sums have one order
@@ -80,52 +80,4 @@ static void lut_sum(const uint16_t *codes_nM, const float *lut_qMK, float *out_q
             for (size_t m = 1; m < M; m++) sum += lut[m * K + codes[m]];
             out_qn[i * out_stride + r] = sum;
         }
-}
-
-/* Puts (cost, choice) into the ascending list of the B best; the earlier choice stays first on a tie. */
-INLINE size_t insert_best(float *cost, size_t *choice, size_t count, size_t B, float c, size_t id)
-{
-    size_t at = count < B ? count : B - 1;
-    for (; at > 0 && cost[at - 1] > c; at--) {
-        cost[at] = cost[at - 1];
-        choice[at] = choice[at - 1];
-    }
-    cost[at] = c;
-    choice[at] = id;
-    return count < B ? count + 1 : B;
-}
-
-#define MAX_BEAM 256
-
-/* Extends each of b hypotheses of a row (m codes each, their cost known) by one codebook and keeps the B cheapest:
- * cost + unary_k + sum over o of pair[o * K + code_o, k]. Pads with infinite cost where b * K < B. */
-static void beam_step(const float *unary_nK, const float *pair_PK, const uint16_t *codes_nbm, const float *cost_nb,
-                      int32_t *parent_nB, uint16_t *entry_nB, float *cost_nB, float *scratch, size_t n, size_t b,
-                      size_t m, size_t B, size_t K, size_t K_pad)
-{
-    for (size_t i = 0; i < n; i++) {
-        float best[MAX_BEAM];
-        size_t choice[MAX_BEAM], count = 0;
-        for (size_t h = 0; h < b; h++) {
-            float base = cost_nb[i * b + h];
-            if (base >= MCQ_PAD_COST) continue;
-            memcpy(scratch, unary_nK + i * K_pad, K_pad * sizeof *scratch);
-            for (size_t o = 0; o < m; o++) {
-                const float *p = pair_PK + (o * K + codes_nbm[(i * b + h) * m + o]) * K_pad;
-                for (size_t k = 0; k < K_pad; k++) scratch[k] += p[k];
-            }
-            for (size_t k = 0; k < K_pad; k++) scratch[k] += base;
-            for (size_t start = 0; start < K_pad; start += VL) {
-                if (count == B && !vany_less(vload(scratch + start), vset1(best[B - 1]))) continue;
-                for (size_t k = start; k < start + VL && k < K; k++)
-                    if (count < B || scratch[k] < best[B - 1])
-                        count = insert_best(best, choice, count, B, scratch[k], h * K + k);
-            }
-        }
-        for (size_t r = 0; r < B; r++) {
-            parent_nB[i * B + r] = r < count ? (int32_t)(choice[r] / K) : 0;
-            entry_nB[i * B + r] = r < count ? (uint16_t)(choice[r] % K) : 0;
-            cost_nB[i * B + r] = r < count ? best[r] : MCQ_PAD_COST;
-        }
-    }
 }

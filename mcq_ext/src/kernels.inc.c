@@ -5,6 +5,7 @@
 
 #include "matmul.inc.c"
 #include "search.inc.c"
+#include "beam.inc.c"
 #include "sweep.inc.c"
 #include "codes.inc.c"
 

@@ -15,6 +15,7 @@
 /* Entry tables are padded with PAD_COST up to a multiple of PAD so that no kernel needs a remainder loop over entries. */
 #define MCQ_PAD 16
 #define MCQ_PAD_COST 3.0e38f
+#define MAX_CODEBOOKS 64
 /* Rows that one tile of the search kernels handles together. */
 #define MCQ_TILE 8
 
@@ -29,7 +30,8 @@ typedef struct {
     const float *codebooks;   /* (M, K, g) */
     const float *entries_t;   /* (M, g, K_pad) the same, transposed */
     const float *quad;        /* (num_groups, M, K_pad) c^T H_jj c, padded with MCQ_PAD_COST */
-    const float *pair;        /* (num_moves, num_groups, K, K_pad) 2 c_a^T H_jj c_b, or NULL where every move is single */
+    const float *pair;        /* (M (M - 1) / 2, num_groups, K, K_pad) 2 c_a^T H_jj c_b for a < b at b (b - 1) / 2 + a, or NULL */
+    size_t beam_width;        /* width of the beam that proposes codes before the moves; 0 for none, else needs pair */
 } mcq_block;
 
 typedef struct {
@@ -55,7 +57,7 @@ typedef struct {
 
     /* One step of a beam over codebooks, see the body. */
     void (*beam_step)(const float *unary_nK, const float *pair_PK, const uint16_t *codes_nbm, const float *cost_nb,
-                      int32_t *parent_nB, uint16_t *entry_nB, float *cost_nB, float *scratch,
+                      int32_t *parent_nB, uint16_t *entry_nB, float *cost_nB,
                       size_t n, size_t b, size_t m, size_t B, size_t K, size_t K_pad);
 
     /* out_nd = scale * sum of entries, groups side by side. */

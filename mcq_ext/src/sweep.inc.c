@@ -8,12 +8,18 @@
  * codebooks that a move leaves alone are folded into t, so single moves need no pair table at all.
  */
 typedef struct {
-    float *target, *minus2x, *old, *others, *unary; /* (rows, g) x 3, (g), (2, rows, K_pad) */
+    float *target, *minus2x, *old, *others; /* (rows, g) x 3, (g) */
+    float *unary;                           /* (2, rows, K_pad) for a pair, (MCQ_TILE, M, K_pad) for a beam */
 } sweep_scratch;
 
 #define ALL UINT64_MAX
 
 INLINE const float *entry(const mcq_block *b, size_t m, size_t code) { return b->codebooks + (m * b->K + code) * b->g; }
+
+INLINE const float *pair_table(const mcq_block *b, size_t first, size_t second, size_t j)
+{
+    return b->pair + ((second * (second - 1) / 2 + first) * b->num_groups + j) * b->K * b->K_pad;
+}
 
 /* out += H_jj v */
 INLINE void add_metric_product(const mcq_block *b, size_t j, const float *v, float *out, float sign)
@@ -71,11 +77,36 @@ static void sweep_move(const mcq_block *b, size_t j, size_t move, uint64_t known
         unary_tile(x, g, b->entries_t + first * g * K_pad, quad + first * K_pad, K_pad, unary_a + t * R * K_pad, K_pad);
         unary_tile(x, g, b->entries_t + second * g * K_pad, quad + second * K_pad, K_pad, unary_b + t * R * K_pad, K_pad);
     }
-    const float *pair = b->pair + (move * b->num_groups + j) * b->K * K_pad;
+    const float *pair = pair_table(b, first, second, j);
     pair_tiles(unary_a, unary_b, K_pad, pair, b->K, K_pad, tiles, code_a, code_b, value);
     for (size_t r = 0; r < rows; r++) {
         codes[r][first] = code_a[r];
         codes[r][second] = code_b[r];
+    }
+}
+
+/* Replaces the codes of a row by those of a beam, unless they are known and no worse. */
+static void sweep_beam(const mcq_block *b, size_t j, uint16_t *codes[], size_t rows, sweep_scratch *s)
+{
+    size_t g = b->g, K_pad = b->K_pad, step = b->num_groups * b->K * K_pad;
+    for (size_t i = 0; i < rows; i += R) {
+        size_t count = rows - i < R ? rows - i : R;
+        for (size_t r = 0; r < R; r++)
+            for (size_t c = 0; c < g; c++) s->minus2x[r * g + c] = -2.0f * s->target[(i + (r < count ? r : 0)) * g + c];
+        for (size_t m = 0; m < b->M; m++)
+            unary_tile(s->minus2x, g, b->entries_t + m * g * K_pad, b->quad + (j * b->M + m) * K_pad, K_pad,
+                       s->unary + m * K_pad, b->M * K_pad);
+        for (size_t r = 0; r < count; r++) {
+            const float *unary = s->unary + r * b->M * K_pad;
+            uint16_t proposed[MAX_CODEBOOKS], *own = codes[i + r];
+            float cost = beam_row(unary, pair_table(b, 0, 1, j), step, b->beam_width, b->M, b->K, K_pad, proposed);
+            float now = 0.0f;
+            for (size_t m = 0; m < b->M; m++) {
+                now += unary[m * K_pad + own[m]];
+                for (size_t o = 0; o < m; o++) now += pair_table(b, o, m, j)[own[o] * K_pad + own[m]];
+            }
+            if (b->fresh || cost < now) memcpy(own, proposed, b->M * sizeof *own);
+        }
     }
 }
 
@@ -90,7 +121,8 @@ static void sweep_group(const mcq_block *b, size_t j, float *error, float *gradi
         sum_entries(b, codes[r], ALL, s->old + r * g);
         add_metric_product(b, j, s->old + r * g, t, 1.0f);
     }
-    uint64_t known = b->fresh ? 0 : ALL;
+    if (b->beam_width) sweep_beam(b, j, codes, rows, s);
+    uint64_t known = b->fresh && !b->beam_width ? 0 : ALL;
     for (size_t move = 0; move < b->num_moves; move++) {
         sweep_move(b, j, move, known, codes, rows, s);
         known |= (uint64_t)1 << b->moves[2 * move] | (uint64_t)1 << b->moves[2 * move + 1];
@@ -117,7 +149,8 @@ static void sweep(const mcq_block *block, float *error_nw, float *gradient_nw, u
                   const float *scale, ptrdiff_t scale_row, ptrdiff_t scale_group, float *scratch, size_t n)
 {
     size_t g = block->g, w = block->num_groups * g, span = R * (block->K > 512 ? PAIR_TILES : 1);
-    size_t tables = block->pair ? 2 * span * block->K_pad : 0; /* first, to keep the caller's alignment */
+    size_t rows_of_tables = !block->pair ? 0 : block->beam_width && R * block->M > 2 * span ? R * block->M : 2 * span;
+    size_t tables = rows_of_tables * block->K_pad; /* first, to keep the caller's alignment */
     sweep_scratch s = {.unary = scratch, .target = scratch + tables, .old = scratch + tables + span * g,
                        .minus2x = scratch + tables + 2 * span * g, .others = scratch + tables + 3 * span * g};
     for (size_t i = 0; i < n; i += span) {

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from mcq.errors import InputError
 from torch import nn
 
+from mcq.errors import InputError
 from mcq_llm.blocks import find_blocks, fused_experts, get_weight, set_weight
 
 

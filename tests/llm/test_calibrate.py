@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from mcq.errors import InputError
 
+from mcq.errors import InputError
 from mcq_llm.blocks import find_blocks
 from mcq_llm.calibrate import Stream, calibrated_layers
 from mcq_llm.config import Options

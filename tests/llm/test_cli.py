@@ -1,8 +1,9 @@
 import json
 
 import pytest
-from mcq_llm.cli import app
 from typer.testing import CliRunner
+
+from mcq_llm.cli import app
 
 
 def run(*arguments):
@@ -33,7 +34,17 @@ def test_quantize_then_evaluate(folders, text_file, tmp_path):
 
 def test_options_reach_the_run(folders, text_file, tmp_path):
     out = tmp_path / "out"
-    choice = ["--codebooks", 1, "--codebook-bits", 4, "--group-size", 16, "--override", "mlp=scale:group", "--dense"]
+    choice = [
+        "--codebooks",
+        1,
+        "--codebook-bits",
+        4,
+        "--group-size",
+        16,
+        "--override",
+        "mlp=scale:group",
+        "--dense",
+    ]
     done = run("quantize", folders["gpt2"], "--out", out, *small(text_file), *choice)
     assert done.exit_code == 0, done.output
     settings = {json.loads(line)["setting"] for line in (out / "quantize.jsonl").read_text().splitlines()}

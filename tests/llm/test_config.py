@@ -1,6 +1,6 @@
 import pytest
-from mcq.errors import ConfigError
 
+from mcq.errors import ConfigError
 from mcq_llm.config import Options, Override, Setting, setting_for
 
 

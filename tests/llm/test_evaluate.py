@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from mcq.errors import InputError
 
+from mcq.errors import InputError
 from mcq_llm.evaluate import PROTOCOL, evaluate
 from mcq_llm.text import spread_windows, tokenize
 
@@ -37,7 +37,9 @@ def test_hashes_follow_the_text(make_model, tokenizer, text):
 
 @pytest.mark.parametrize("purpose", ["evaluation", "calibration"])
 def test_a_short_text_is_refused_with_both_numbers(make_model, tokenizer, purpose):
-    with pytest.raises(InputError, match=f"{purpose} needs 8 windows of 16 tokens = 128 tokens, but the text has 100"):
+    with pytest.raises(
+        InputError, match=f"{purpose} needs 8 windows of 16 tokens = 128 tokens, but the text has 100"
+    ):
         if purpose == "evaluation":
             evaluate(make_model("llama"), tokenizer, "x" * 100, windows=8, window=16)
         else:

@@ -23,12 +23,20 @@ def quantized(model, tokenizer, windows, folder, **options):
     return lines
 
 
-SETTINGS = [Setting(2, 8, 8), Setting(1, 8, 8), Setting(1, 10, 8), Setting(2, 8, 8, "none"), Setting(2, 3, 16)]
+SETTINGS = [
+    Setting(2, 8, 8),
+    Setting(1, 8, 8),
+    Setting(1, 10, 8),
+    Setting(2, 8, 8, "none"),
+    Setting(2, 3, 16),
+]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_stock_transformers_computes_what_our_model_computes(make_model, tokenizer, windows, tmp_path, kind, setting):
+def test_stock_transformers_computes_what_our_model_computes(
+    make_model, tokenizer, windows, tmp_path, kind, setting
+):
     model = make_model(kind)
     quantized(model, tokenizer, windows, tmp_path, setting=setting)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
@@ -52,7 +60,9 @@ def test_loaded_weights_are_exactly_ours(make_model, tokenizer, windows, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
-def test_dense_checkpoint_loads_exactly_for_every_architecture(make_model, tokenizer, windows, tmp_path, kind):
+def test_dense_checkpoint_loads_exactly_for_every_architecture(
+    make_model, tokenizer, windows, tmp_path, kind
+):
     model = make_model(kind)
     quantized(model, tokenizer, windows, tmp_path, setting=Setting(2, 4, 12, "group"), dense=True)
     loaded, _ = load(tmp_path)
@@ -61,7 +71,9 @@ def test_dense_checkpoint_loads_exactly_for_every_architecture(make_model, token
 
 
 def test_config_lists_what_is_not_quantized_in_both_spellings(make_model, tokenizer, windows, tmp_path):
-    quantized(make_model("llama"), tokenizer, windows, tmp_path, overrides=(Override.parse("0.mlp.down=dense"),))
+    quantized(
+        make_model("llama"), tokenizer, windows, tmp_path, overrides=(Override.parse("0.mlp.down=dense"),)
+    )
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["quantization_config"] == {
         "quant_method": "aqlm",
@@ -101,7 +113,10 @@ def test_reports_errors_time_and_bits_of_every_layer(make_model, tokenizer, wind
     assert len(lines) == 14
     for line in lines:
         fields = json.loads(line.to_json())
-        assert 0 <= fields["error_after"] < 1
+        # The narrow k and v have as many groups as a codebook has entries.
+        assert fields["error_after"] < 1 and (
+            fields["error_after"] > 0 or "k_proj" in line.layer or "v_proj" in line.layer
+        )
         assert fields["error_before"] > 0
         assert fields["seconds"] > 0
         assert fields["bits_all_in"] > fields["bits_payload"] == 2

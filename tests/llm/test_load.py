@@ -1,7 +1,7 @@
 import pytest
 import torch
-from mcq.errors import InputError
 
+from mcq.errors import InputError
 from mcq_llm.demo import packaged_model
 from mcq_llm.load import load, require_dense
 from mcq_llm.text import python_documentation, read_text, tokenize
@@ -29,7 +29,11 @@ def test_loads_a_gguf_file_as_a_dense_model_that_can_be_saved(tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("none.gguf", "no GGUF file none.gguf"), ("./none", "no folder none"), ("empty", "holds no config.json")],
+    [
+        ("none.gguf", "no GGUF file none.gguf"),
+        ("./none", "no folder none"),
+        ("empty", "holds no config.json"),
+    ],
 )
 def test_a_wrong_source_is_refused(tmp_path, monkeypatch, source, message):
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,9 @@
-import mcq
 import numpy as np
 import pytest
 import torch
-from mcq.errors import ConfigError, InputError
 
+import mcq
+from mcq.errors import ConfigError, InputError
 from mcq_llm.blocks import find_blocks, get_weight
 from mcq_llm.config import Options, Override, Setting
 from mcq_llm.plan import make_plan, mean_bits, plan_table, predict_seconds, quantizer, require_aqlm
@@ -30,7 +30,9 @@ def test_planned_bits_are_those_of_the_finished_codes(make_model, setting):
 
 
 def test_an_aqlm_checkpoint_stores_codes_in_whole_bytes(make_model):
-    (packed, _), (whole, _) = (plan_of(make_model("llama"), Setting(1, 10, 8), dense=dense) for dense in (True, False))
+    (packed, _), (whole, _) = (
+        plan_of(make_model("llama"), Setting(1, 10, 8), dense=dense) for dense in (True, False)
+    )
     assert whole[0].payload == packed[0].payload
     assert whole[0].all_in - packed[0].all_in == pytest.approx(6 / 8)
 
@@ -41,7 +43,7 @@ def test_table_lists_every_layer_and_the_mean(make_model):
     table = plan_table(plan, seconds).splitlines()
     assert len(table) == 1 + 14 + 1
     assert seconds[plan[0].name] > 0
-    assert seconds["model.layers.0.mlp.down_proj"] == 0
+    assert "model.layers.0.mlp.down_proj" not in seconds
     assert f"{mean_bits(plan)[1]:.3f}" in table[-1]
 
 
@@ -67,7 +69,12 @@ def test_weights_that_are_not_finite_are_refused(make_model, value):
 @pytest.mark.parametrize(
     ("kind", "setting", "overrides", "reason"),
     [
-        ("llama", Setting(), ["down_proj=codebooks:3"], "one setting for the whole model, here are 2x8 g8, 3x8 g8"),
+        (
+            "llama",
+            Setting(),
+            ["down_proj=codebooks:3"],
+            "one setting for the whole model, here are 2x8 g8, 3x8 g8",
+        ),
         ("llama", Setting(scale="group"), [], "one scale per row"),
         ("llama", Setting(group=24), [], "64 inputs, which groups of 24 do not divide"),
         ("gpt2", Setting(), [], "c_attn is a Conv1D"),

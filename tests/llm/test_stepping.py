@@ -2,9 +2,9 @@ import threading
 
 import pytest
 import torch
-from mcq.errors import InputError
 from torch import nn
 
+from mcq.errors import InputError
 from mcq_llm.stepping import step_through
 
 

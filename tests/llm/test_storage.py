@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import torch
-from mcq.errors import InputError
 
+from mcq.errors import InputError
 from mcq_llm.storage import as_stored, new_folder
 
 
