@@ -15,7 +15,7 @@ from mcq.errors import InputError
 from mcq.metric import Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
-from mcq.scales import Scale, power_of_two_near, refit_scale, rms, start_scale, stored_scale
+from mcq.scales import Scale, refit_scale, start_scale, stored_scale
 from mcq.validate import in_range, one_of
 from mcq_ext import cpu
 
@@ -57,14 +57,14 @@ class AdditiveConfig:
 
 
 def choose_codes(
-    problem: Problem, codebooks: Floats, scale: Floats, kind: Scale, gain: float
+    problem: Problem, codebooks: Floats, scale: Floats, kind: Scale
 ) -> tuple[Words, Floats]:
     """Return codes (n, G, M) for given codebooks (M, K, g), and the scales refitted to them as they are stored."""
     search = Search(problem, *codebooks.shape[:2])
     codes = search.no_codes()
     search.improve(codes, codebooks, scale, fresh=True)
     for _ in range(ENCODE_SWEEPS):
-        scale = stored_scale(refit_scale(problem, codes, codebooks, scale, kind), gain)
+        scale = stored_scale(refit_scale(problem, codes, codebooks, scale, kind))
         search.improve(codes, codebooks, scale)
     return codes, scale
 
@@ -171,10 +171,9 @@ class AdditiveQuantizer(Quantizer):
         """
         problem = Problem.arrange(x, metric, self.config.group_size)
         rng = np.random.default_rng(in_range(seed, 0, None, "seed"))
-        gain = power_of_two_near(rms(problem.x))
-        scale = start_scale(problem, self.config.scale, gain)
-        codebooks, codes, scale = self._learn(problem, scale, gain, rng, progress or ignore_progress)
-        self.arrays = {"codebooks": codebooks, "gain": np.array([gain], np.float32)}
+        scale = start_scale(problem, self.config.scale)
+        codebooks, codes, scale = self._learn(problem, scale, rng, progress or ignore_progress)
+        self.arrays = {"codebooks": codebooks, "gain": np.array([problem.gain], np.float32)}
         return self._pack(problem, codes, scale, np.shape(x)[1])
 
     def encode(self, x: ArrayLike, metric: Metric | None = None) -> Codes:
@@ -195,9 +194,8 @@ class AdditiveQuantizer(Quantizer):
             If `x` is not a finite real matrix, or the metric weighs another number of columns.
         """
         self._require_fitted()
-        problem = Problem.arrange(x, metric, self._group_size)
-        scale = start_scale(problem, self.config.scale, self.gain)
-        codes, scale = self._search(problem, scale)
+        problem = Problem.arrange(x, metric, self._group_size, self.gain)
+        codes, scale = self._search(problem, self.codebooks.astype(np.float32), start_scale(problem, self.config.scale))
         return self._pack(problem, codes, scale, np.shape(x)[1])
 
     def decode(self, codes: Codes) -> Floats:
@@ -215,7 +213,7 @@ class AdditiveQuantizer(Quantizer):
         return self._decode(codes.unpack(), codes)
 
     def _learn(
-        self, problem: Problem, scale: Floats, gain: float, rng: np.random.Generator, progress: Progress
+        self, problem: Problem, scale: Floats, rng: np.random.Generator, progress: Progress
     ) -> tuple[NDArray[np.float16], Words, Floats]:
         """Return codebooks as they are stored, and codes and scales chosen for exactly these."""
         config = self.config
@@ -228,14 +226,14 @@ class AdditiveQuantizer(Quantizer):
             scale = refit_scale(problem, codes, codebooks, scale, config.scale)
             progress(done + 1, config.rounds + 1)
         stored = codebooks.astype(np.float16)
-        scale = stored_scale(scale, gain)
+        scale = stored_scale(scale)
         search.improve(codes, stored.astype(np.float32), scale)
         progress(config.rounds + 1, config.rounds + 1)
         return stored, codes, scale
 
-    def _search(self, problem: Problem, scale: Floats) -> tuple[Words, Floats]:
-        """Return codes for the stored codebooks, and scales as they are stored."""
-        return choose_codes(problem, self.codebooks.astype(np.float32), scale, self.config.scale, self.gain)
+    def _search(self, problem: Problem, codebooks: Floats, scale: Floats) -> tuple[Words, Floats]:
+        """Return codes for given codebooks, and scales as they are stored."""
+        return choose_codes(problem, codebooks, scale, self.config.scale)
 
     @property
     def _group_size(self) -> int:
@@ -244,15 +242,13 @@ class AdditiveQuantizer(Quantizer):
     def _pack(self, problem: Problem, codes: Words, scale: Floats, d: int) -> Codes:
         scales = None
         if self.config.scale != "none":
-            scales = (problem.restore(scale) if self.config.scale == "group" else scale) / np.float32(self.gain)
-            scales = scales.astype(np.float16)
+            scales = (problem.restore(scale) if self.config.scale == "group" else scale).astype(np.float16)
         return Codes.pack(problem.restore(codes), codebook_bits=self.config.codebook_bits, d=d, scales=scales)
 
     def _decode(self, codes_nGM: Words, codes: Codes) -> Floats:  # noqa: N803
         n, groups, num_codebooks = codes_nGM.shape
-        scale = np.full((n, 1), self.gain, np.float32)
-        if codes.scales is not None:
-            scale = codes.scales.astype(np.float32) * np.float32(self.gain)
+        scale = np.ones((n, 1), np.float32) if codes.scales is None else codes.scales.astype(np.float32)
+        scale = scale * np.float32(self.gain)
         codebooks = self.codebooks[:num_codebooks].astype(np.float32)
         x_hat = cpu.decode(np.ascontiguousarray(codes_nGM), codebooks, np.broadcast_to(scale, (n, groups)))
         return np.ascontiguousarray(x_hat[:, : codes.shape[1]])

@@ -6,6 +6,7 @@ times H, and H between some columns; both are all that the search over codes nee
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -49,8 +50,11 @@ class Metric(ABC):
     def arranged(self, order: NDArray[np.intp], d: int) -> Metric:
         """Return the metric of the columns in `order`, where numbers from `d` on are padding of weight zero."""
 
-    def damped(self) -> Metric:
-        """Return the metric that a search should use: this one unless it has a damping."""
+    def for_search(self) -> Metric:
+        """Return the metric that a search should use: damped, and times a power of two that brings it near 1.
+
+        The factor changes no code and keeps every intermediate result within float32.
+        """
         return self
 
     def distortion(self, x: ArrayLike, x_hat: ArrayLike) -> float:
@@ -128,6 +132,9 @@ class Diagonal(Metric):
     def arranged(self, order: NDArray[np.intp], d: int) -> Metric:  # noqa: D102
         return Diagonal(_take(self.weights, order))
 
+    def for_search(self) -> Metric:  # noqa: D102
+        return Diagonal(self.weights / power_of_two_near(self.weights.mean(dtype=np.float64)))
+
 
 class Gram(Metric):
     """H = a full PSD matrix, such as X^T X of the inputs of a linear layer.
@@ -178,9 +185,11 @@ class Gram(Metric):
         inside = np.where(real, order, 0)
         return Gram._of(self.matrix[np.ix_(inside, inside)] * np.outer(real, real))
 
-    def damped(self) -> Metric:  # noqa: D102
-        extra = np.float32(self.damping * np.diagonal(self.matrix).mean(dtype=np.float64))
-        return Gram._of(self.matrix + extra * np.eye(len(self.matrix), dtype=np.float32))
+    def for_search(self) -> Metric:  # noqa: D102
+        mean = np.diagonal(self.matrix).mean(dtype=np.float64)
+        unit = power_of_two_near(mean)
+        extra = np.float32(self.damping * mean / unit)
+        return Gram._of(self.matrix / np.float32(unit) + extra * np.eye(len(self.matrix), dtype=np.float32))
 
 
 class LowRank(Metric):
@@ -219,6 +228,16 @@ class LowRank(Metric):
 
     def arranged(self, order: NDArray[np.intp], d: int) -> Metric:  # noqa: D102
         return LowRank(_take(self.weights, order), _take(self.factor, order))
+
+    def for_search(self) -> Metric:  # noqa: D102
+        # a power of four, so that its root is a power of two
+        unit = power_of_two_near(math.sqrt(self.diagonal(len(self.weights)).mean(dtype=np.float64)))
+        return LowRank(self.weights / np.float32(unit**2), self.factor / np.float32(unit))
+
+
+def power_of_two_near(value: float) -> float:
+    """Return the power of two nearest to `value` on a logarithmic scale; 1 for zero."""
+    return 2.0 ** round(math.log2(value)) if value > 0 else 1.0
 
 
 def _take(values: Floats, order: NDArray[np.intp]) -> Floats:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mcq.metric import Identity, Metric
+from mcq.errors import InputError
+from mcq.metric import Identity, Metric, power_of_two_near
 from mcq.validate import as_matrix
 
 Floats = NDArray[np.float32]
+
+
+#: Data this many times larger than those of a fit would overflow float32 in the search.
+MAX_RANGE = 1e12
 
 
 @dataclass(frozen=True)
@@ -23,27 +29,44 @@ class Problem:
     Attributes
     ----------
     x : array of shape (n, G * g)
-        The data in order, with zero columns where g does not divide d.
+        The data in order, divided by `gain`, with zero columns where g does not divide d.
     metric : Metric
-        H between the ordered columns, damped.
+        H between the ordered columns, made ready for a search.
     group_size : int
     group_order : array of shape (G,)
         group_order[j] is the place in the data of the group that is searched as number j.
+    gain : float
+        A power of two that brings the data near 1, so that all that follows fits in float32 and float16.
     """
 
     x: Floats
     metric: Metric
     group_size: int
     group_order: NDArray[np.intp]
+    gain: float
 
     @classmethod
-    def arrange(cls, x: ArrayLike, metric: Metric | None, group_size: int | None) -> Problem:
-        """Check the data, cut them into groups and order the groups by descending weight."""
+    def arrange(
+        cls, x: ArrayLike, metric: Metric | None, group_size: int | None, gain: float | None = None
+    ) -> Problem:
+        """Check the data, cut them into groups and order the groups by descending weight.
+
+        Without `gain`, the power of two nearest to the root mean square of the data is taken.
+
+        Raises
+        ------
+        InputError
+            If `x` is no finite real matrix, the metric weighs another number of columns, or the data are too large
+            for `gain`.
+        """
         matrix = as_matrix(x)
         n, d = matrix.shape
         metric = metric or Identity()
         metric.check_width(d)
-        metric = metric.damped()
+        metric = metric.for_search()
+        if gain is None:
+            gain = power_of_two_near(math.sqrt(float(np.mean(np.square(matrix, dtype=np.float64)))))
+        _require_in_range(matrix, gain)
         g = group_size or d
         groups = -(-d // g)
         weight = np.zeros(groups * g)
@@ -51,8 +74,8 @@ class Problem:
         order = np.argsort(-weight.reshape(groups, g).sum(1), kind="stable") if metric.couples else np.arange(groups)
         columns = (order[:, None] * g + np.arange(g)).ravel()
         padded = np.zeros((n, groups * g), np.float32)
-        padded[:, :d] = matrix
-        return cls(np.ascontiguousarray(padded[:, columns]), metric.arranged(columns, d), g, order)
+        np.divide(matrix, np.float32(gain), out=padded[:, :d])
+        return cls(np.ascontiguousarray(padded[:, columns]), metric.arranged(columns, d), g, order, gain)
 
     @property
     def num_groups(self) -> int:
@@ -64,3 +87,12 @@ class Problem:
         restored = np.empty_like(per_group)
         restored[:, self.group_order] = per_group
         return restored
+
+
+def _require_in_range(matrix: Floats, gain: float) -> None:
+    largest = float(np.abs(matrix).max())
+    if largest > MAX_RANGE * gain:
+        raise InputError(
+            f"the largest entry must be at most {MAX_RANGE:g} times the typical one of the fit ({gain:g}), got "
+            f"{largest:g}; remove the outlier, or fit on data of this size"
+        )

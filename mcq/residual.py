@@ -15,7 +15,7 @@ from mcq.energy import Energy
 from mcq.metric import Identity
 from mcq.problem import Problem
 from mcq.quantizer import Progress
-from mcq.scales import Scale
+from mcq.scales import Scale, start_scale
 from mcq.validate import in_range
 from mcq_ext import cpu
 
@@ -105,7 +105,7 @@ class ResidualQuantizer(AdditiveQuantizer):
         return self._decode(codes.unpack()[:, :, :first], codes)
 
     def _learn(
-        self, problem: Problem, scale: Floats, gain: float, rng: np.random.Generator, progress: Progress
+        self, problem: Problem, scale: Floats, rng: np.random.Generator, progress: Progress
     ) -> tuple[NDArray[np.float16], Words, Floats]:
         config = self.config
         stage = AdditiveQuantizer(1, config.codebook_bits, config.group_size, config.scale, config.rounds)
@@ -114,7 +114,6 @@ class ResidualQuantizer(AdditiveQuantizer):
             codebook, codes, scale = stage._learn(
                 rest,
                 scale,
-                gain,
                 rng,
                 lambda done, total, m=m: progress(m * total + done, config.num_codebooks * total + 1),
             )
@@ -122,16 +121,15 @@ class ResidualQuantizer(AdditiveQuantizer):
             rest = _without(rest, codes, codebook.astype(np.float32), scale)
             # All codebooks share the scale that the first one found.
             stage.config = replace(stage.config, scale="none")
-        self.arrays = {"codebooks": np.stack(stored), "gain": np.array([gain], np.float32)}
-        codes, scale = self._search(problem, scale)
-        return self.arrays["codebooks"], codes, scale
+        codebooks = np.stack(stored)
+        codes, scale = self._search(problem, codebooks.astype(np.float32), start_scale(problem, config.scale))
+        return codebooks, codes, scale
 
-    def _search(self, problem: Problem, scale: Floats) -> tuple[Words, Floats]:
-        codebooks = self.codebooks.astype(np.float32)
+    def _search(self, problem: Problem, codebooks: Floats, scale: Floats) -> tuple[Words, Floats]:
         kinds = [self.config.scale] + ["none"] * (len(codebooks) - 1)
         rest, stages = problem, []
         for codebook, kind in zip(codebooks[:, None], kinds, strict=True):
-            codes, scale = choose_codes(rest, codebook, scale, kind, self.gain)
+            codes, scale = choose_codes(rest, codebook, scale, kind)
             if not problem.metric.couples and len(codebooks) > 1:
                 return _beam_codes(problem, codebooks, scale, self.config.beam_width), scale
             rest = _without(rest, codes, codebook, scale)

@@ -1,8 +1,7 @@
-"""Scales: one factor for a row or a group, stored in float16 in units of a power of two."""
+"""Scales: one factor for a row or a group, stored in float16."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -15,30 +14,21 @@ Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 Scale = Literal["none", "row", "group"]
 
-
-def rms(x: Floats) -> float:
-    """Return the root of the mean square of all entries."""
-    return math.sqrt(float(np.mean(np.square(x, dtype=np.float64))))
+FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-def power_of_two_near(value: float) -> float:
-    """Return the power of two nearest to `value` on a logarithmic scale; 1 for zero."""
-    return 2.0 ** round(math.log2(value)) if value > 0 else 1.0
-
-
-def start_scale(problem: Problem, scale: Scale, gain: float) -> Floats:
-    """Return factors of shape (n, 1) or, for groups, (n, G): root mean squares, or `gain` for "none"."""
+def start_scale(problem: Problem, kind: Scale) -> Floats:
+    """Return factors of shape (n, 1) or, for groups, (n, G): root mean squares, or ones for "none"."""
     n = len(problem.x)
-    if scale == "none":
-        return np.full((n, 1), gain, np.float32)
-    parts = problem.x.reshape(n, 1 if scale == "row" else problem.num_groups, -1)
-    return stored_scale(np.sqrt(np.mean(np.square(parts, dtype=np.float64), axis=2)), gain)
+    if kind == "none":
+        return np.ones((n, 1), np.float32)
+    parts = problem.x.reshape(n, 1 if kind == "row" else problem.num_groups, -1)
+    return stored_scale(np.sqrt(np.mean(np.square(parts, dtype=np.float64), axis=2)))
 
 
-def stored_scale(scale: NDArray[np.floating], gain: float) -> Floats:
-    """Round factors to what float16 holds in units of `gain`."""
-    units = np.clip(scale / gain, -FLOAT16_MAX, FLOAT16_MAX)
-    return units.astype(np.float16).astype(np.float32) * np.float32(gain)
+def stored_scale(scale: NDArray[np.floating]) -> Floats:
+    """Round factors to what float16 holds."""
+    return np.clip(scale, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16).astype(np.float32)
 
 
 def refit_scale(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, kind: Scale) -> Floats:
@@ -46,9 +36,6 @@ def refit_scale(problem: Problem, codes: Words, codebooks: Floats, scale: Floats
     if kind == "none":
         return scale
     return (_refit_rows if kind == "row" else _refit_groups)(problem, codes, codebooks, scale)
-
-
-FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 def _refit_rows(problem: Problem, codes: Words, codebooks: Floats, scale: Floats) -> Floats:

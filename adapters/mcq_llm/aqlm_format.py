@@ -100,7 +100,9 @@ class StoredLayer:
 
 def _decode(codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Return scale * (sum of the chosen entries), in the order of operations of the loaders."""
-    groups = sum(book[codes[..., m]] for m, book in enumerate(codebooks))
+    groups = codebooks[0][codes[..., 0]]
+    for m in range(1, len(codebooks)):
+        groups += codebooks[m][codes[..., m]]
     return (groups * scales[:, :, None]).flatten(1)
 
 

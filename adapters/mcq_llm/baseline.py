@@ -22,14 +22,15 @@ def round_to_nearest(weight: torch.Tensor, bits: int, group: int = GROUP) -> tor
     tensor of shape (outputs, inputs)
         The rounded weight.
     """
-    return torch.cat([_round_columns(columns, bits) for columns in weight.split(group, dim=1)], dim=1)
+    return torch.cat([_round_columns(columns, bits) for columns in torch.split(weight, group, dim=1)], dim=1)
 
 
 def _round_columns(columns: torch.Tensor, bits: int) -> torch.Tensor:
     low, high = columns.aminmax(dim=1, keepdim=True)
     low = low.half().float()
     step = ((high - low) / (2**bits - 1)).half().float().clamp(min=torch.finfo(torch.half).tiny)
-    return low + step * ((columns - low) / step).round().clamp(0, 2**bits - 1)
+    rounded: torch.Tensor = low + step * ((columns - low) / step).round().clamp(0, 2**bits - 1)
+    return rounded
 
 
 def all_in_bits(bits: int, group: int = GROUP) -> float:

@@ -54,7 +54,7 @@ def _is_block_list(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.ModuleList)
         and len({type(block) for block in module}) == 1
-        and not isinstance(module[0], LINEAR)
+        and not any(isinstance(block, LINEAR) for block in module)
         and all(linear_layers(block) for block in module)
     )
 
@@ -66,7 +66,7 @@ def linear_layers(block: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
 
 def get_weight(layer: nn.Module) -> torch.Tensor:
     """Return the weight as (outputs, inputs); GPT-2's Conv1D stores its transpose."""
-    weight = layer.weight.detach()
+    weight: torch.Tensor = layer.get_parameter("weight").detach()
     return weight.T if isinstance(layer, Conv1D) else weight
 
 

@@ -14,6 +14,9 @@ from mcq_llm.blocks import Blocks, linear_layers
 from mcq_llm.moments import Statistics
 from mcq_llm.stepping import step_through
 
+Inputs = list[torch.Tensor]
+Extras = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 class _Captured(Exception):
     """Ends a forward pass as soon as everything that the blocks receive is known."""
@@ -44,7 +47,7 @@ class Stream:
         self, model: PreTrainedModel, blocks: Blocks, windows: torch.Tensor, batch: int, dtype: torch.dtype
     ) -> None:
         self.dtype = dtype
-        captured = [_capture(model, blocks, ids) for ids in windows.split(batch)]
+        captured = [_capture(model, blocks, ids) for ids in torch.split(windows, batch)]
         self.hidden = [hidden.to(dtype) for hidden, _ in captured]
         self._extras = [_cast(extras, dtype) for _, extras in captured]
 
@@ -56,7 +59,7 @@ class Stream:
 
     def through(
         self, index: int, block: nn.Module, layers: dict[str, nn.Module]
-    ) -> Iterator[tuple[str, list]]:
+    ) -> Iterator[tuple[str, Inputs]]:
         """Move all hidden states through `block`, number `index`, pausing before each of `layers`.
 
         Yields
@@ -77,7 +80,7 @@ class Stream:
                 self.hidden = [value if isinstance(value, torch.Tensor) else value[0] for value in values]
 
 
-def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple[torch.Tensor, list]:
+def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple[torch.Tensor, list[Extras]]:
     """Run `model` on `ids` with all blocks but the first cut out, and note what each block is given.
 
     Returns
@@ -87,9 +90,10 @@ def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple
     extras : list of (tuple, dict)
         The other arguments of each block: masks, positions and whatever else the model hands down.
     """
-    first, extras = [], []
+    first: list[torch.Tensor] = []
+    extras: list[Extras] = []
 
-    def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
         hidden, *rest = args or [kwargs.pop("hidden_states")]
         first.append(hidden)
@@ -158,23 +162,30 @@ def calibrated_layers(
     working = block if stream.dtype == torch.float32 else copy.deepcopy(block).to(stream.dtype)
     layers = {name: layer for name, layer in linear_layers(working, prefix).items() if name in wanted}
     steps = stream.through(index, working, layers)
-    if original is None:
-        paired = ((name, inputs, None) for name, inputs in steps)
-    else:
+    reference = None
+    if original is not None:
         untouched = copy.deepcopy(working)
-        others = {name: untouched.get_submodule(name.removeprefix(prefix)) for name in layers}
-        reference = original.through(index, untouched, others)
-        paired = (
-            (name, inputs, others) for (name, inputs), (_, others) in zip(steps, reference, strict=True)
-        )
+        stops = {name: untouched.get_submodule(name.removeprefix(prefix)) for name in layers}
+        reference = original.through(index, untouched, stops)
     seen: list[tuple[torch.Tensor, Statistics]] = []
-    for name, inputs, originals in paired:
+    for name, inputs, originals in _paired(steps, reference):
         statistics = next((known for tensor, known in seen if _same(tensor, inputs[0])), None)
         if statistics is None:
             statistics = Statistics.collect(inputs, originals, name)
             seen.append((inputs[0], statistics))  # held, so that its memory cannot be taken by another tensor
         layer = block.get_submodule(name.removeprefix(prefix))
         yield name, [layer] if working is block else [layer, layers[name]], statistics
+
+
+def _paired(
+    steps: Iterator[tuple[str, Inputs]], reference: Iterator[tuple[str, Inputs]] | None
+) -> Iterator[tuple[str, Inputs, Inputs | None]]:
+    if reference is None:
+        for name, inputs in steps:
+            yield name, inputs, None
+    else:
+        for (name, inputs), (_, originals) in zip(steps, reference, strict=True):
+            yield name, inputs, originals
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -53,6 +53,10 @@ class Setting:
         """Return the number of groups in a row of `inputs` weights."""
         return -(-inputs // self.group)
 
+    def scales(self, inputs: int) -> int:
+        """Return the number of scales of a row of `inputs` weights."""
+        return {"none": 0, "row": 1, "group": self.groups(inputs)}[self.scale]
+
     def __str__(self) -> str:
         scale = "" if self.scale == "row" else f" {self.scale} scale"
         return f"{self.codebooks}x{self.bits} g{self.group}{scale}"

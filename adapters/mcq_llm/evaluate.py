@@ -24,7 +24,8 @@ class Evaluation:
     protocol : str
         "consecutive-windows-v1": the text is tokenized once as a whole with the tokenizer's defaults; the
         first `windows` consecutive windows of `window` tokens are run independently in float32; every
-        position but the first of a window is scored; the perplexity is exp of the mean negative log-likelihood.
+        position but the first of a window is scored; the perplexity is exp of the mean negative
+        log-likelihood.
     scored : int
         Number of scored tokens.
     tokenizer, text : str

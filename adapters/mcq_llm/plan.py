@@ -73,7 +73,7 @@ class PlannedLayer(Layer):
         width = 8 * -(-s.bits // 8) if self.whole_bytes else s.bits
         codes = self.rows * 8 * -(-self._codes_per_row * width // 8)
         codebooks = 16 * s.codebooks * 2**s.bits * s.group
-        scales = 16 * self.rows * {"none": 0, "row": 1, "group": s.groups(self.columns)}[s.scale]
+        scales = 16 * self.rows * s.scales(self.columns)
         return (codes + codebooks + scales) / self.entries
 
     @property
@@ -82,7 +82,7 @@ class PlannedLayer(Layer):
 
 
 def make_plan(blocks: Blocks, options: Options) -> list[Layer]:
-    """Return all linear layers of all blocks, with the settings of those to quantize, and check their weights.
+    """Return all linear layers of all blocks, those to quantize with their settings; check their weights.
 
     Raises
     ------
@@ -142,9 +142,7 @@ def require_aqlm(plan: Sequence[Layer], blocks: Blocks) -> list[str]:
     experts = fused_experts(blocks.modules)
     reasons = []
     if len(settings) > 1:
-        reasons.append(
-            f"it has one setting for the whole model, here are {', '.join(sorted(map(str, settings)))}"
-        )
+        reasons.append(f"it has one setting for the whole model, got {', '.join(sorted(map(str, settings)))}")
     if any(setting.scale == "group" for setting in settings):
         reasons.append("it has one scale per row, not per group")
     if foreign:
@@ -159,7 +157,7 @@ def require_aqlm(plan: Sequence[Layer], blocks: Blocks) -> list[str]:
         )
     if reasons:
         raise ConfigError(
-            f"an AQLM checkpoint cannot express this: {'; '.join(reasons)}. Add --dense to write plain weights"
+            f"an AQLM checkpoint cannot express this: {'; '.join(reasons)}. Add --dense to write weights"
         )
     return _loader_limits(layers)
 
@@ -171,7 +169,8 @@ def _loader_limits(layers: list[PlannedLayer]) -> list[str]:
     warnings = []
     if odd:
         warnings.append(
-            f"the CUDA kernels of aqlm need inputs divisible by {step}, {len(odd)} layers have others ({odd[0]}, ...)"
+            f"the CUDA kernels of aqlm need inputs divisible by {step}, "
+            f"{len(odd)} layers have others ({odd[0]}, ...)"
         )
     if setting.bits not in (8, 16):
         warnings.append(f"aqlm has no fast kernel for codes of {setting.bits} bits, only for 8 and 16")

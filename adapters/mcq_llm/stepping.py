@@ -1,8 +1,9 @@
 """Forward passes that pause before chosen layers, so that a block is run once however often it must stop.
 
-To quantize the layers of a block in order of execution, each needs the input that the layers quantized before it
-produce. Running the block anew up to every such layer costs two to three times as much as one pass. Here every
-batch has its own thread, which waits inside the forward pass until its next layer is ready. One runs at a time.
+To quantize the layers of a block in order of execution, each needs the input that the layers quantized before
+it produce. Running the block anew up to every such layer costs two to three times as much as one pass. Here
+every batch has its own thread, which waits inside the forward pass until its next layer is ready. Only one
+thread runs at a time.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ class _Pass(threading.Thread):
 
     def run(self) -> None:
         self._go.acquire()
+        if self._abandoned:
+            return
         try:
             with torch.inference_mode():  # holds for one thread only
-                event = None if self._abandoned else ("", self._call())
+                result = self._call()
+            self._events.put(("", result))
         except BaseException as error:
-            event = error
-        self._call = None
-        self._events.put(event)
+            self._events.put(error)
 
     def pause(self, name: str, layer_input: torch.Tensor) -> None:
         """Report where the pass stands, and wait. Called in this thread."""
@@ -53,7 +55,7 @@ class _Pass(threading.Thread):
     def advance(self) -> tuple[str, Any]:
         """Run to the next pause and return its report, or ("", result) at the end."""
         self._go.release()
-        event = self._events.get()
+        event: tuple[str, Any] | BaseException = self._events.get()
         if isinstance(event, BaseException):
             raise event
         return event

@@ -32,7 +32,7 @@ def read_text(path: Path | None) -> str:
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
     """Return the tokens of `text`, taken as a whole, with the tokenizer's defaults: shape (n,), int64."""
     # A text longer than the model's context is what we want here: it is cut into windows.
-    ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
+    ids: torch.Tensor = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
     return ids[0].long()
 
 

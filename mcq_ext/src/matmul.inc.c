@@ -15,20 +15,20 @@
 #define NR (NV * VL)
 #define DEPTH 256
 
-INLINE void matmul_tile(const float *a, size_t lda, const float *strip, size_t depth, float alpha, vf acc[MR][NV])
+INLINE void matmul_tile(const float *a, size_t lda, const float *strip, size_t depth, vf acc[MR][NV])
 {
     for (size_t p = 0; p < depth; p++) {
         vf b[NV];
         for (int v = 0; v < NV; v++) b[v] = vload(strip + p * NR + v * VL);
         for (int r = 0; r < MR; r++) {
-            vf s = vset1(alpha * a[r * lda + p]);
+            vf s = vset1(a[r * lda + p]);
             for (int v = 0; v < NV; v++) acc[r][v] += s * b[v];
         }
     }
 }
 
 static void matmul_rows(const float *a, size_t lda, const float *strip, float *out, size_t ldo,
-                        size_t rows, size_t depth, size_t width, float alpha, int accumulate)
+                        size_t rows, size_t depth, size_t width, int accumulate)
 {
     float edge_a[MR * DEPTH], edge_out[MR * NR];
     int whole = rows == MR && width == NR;
@@ -48,7 +48,7 @@ static void matmul_rows(const float *a, size_t lda, const float *strip, float *o
     for (int r = 0; r < MR; r++)
         for (int v = 0; v < NV; v++)
             acc[r][v] = !accumulate ? (vf){0} : vload((whole ? out + r * ldo : edge_out + r * NR) + v * VL);
-    matmul_tile(src, lds, strip, depth, alpha, acc);
+    matmul_tile(src, lds, strip, depth, acc);
     for (int r = 0; r < MR; r++)
         for (int v = 0; v < NV; v++) vstore((whole ? out + r * ldo : edge_out + r * NR) + v * VL, acc[r][v]);
     if (!whole)
@@ -65,10 +65,10 @@ static void matmul(const float *a_nd, size_t lda, const float *b_dk, size_t ldb,
             size_t depth = d - p < DEPTH ? d - p : DEPTH;
             if (width < NR) memset(strip, 0, sizeof strip);
             for (size_t q = 0; q < depth; q++)
-                memcpy(strip + q * NR, b_dk + (p + q) * ldb + j, width * sizeof(float));
+                for (size_t c = 0; c < width; c++) strip[q * NR + c] = alpha * b_dk[(p + q) * ldb + j + c];
             for (size_t i = 0; i < n; i += MR)
                 matmul_rows(a_nd + i * lda + p, lda, strip, out_nk + i * ldo + j, ldo, n - i < MR ? n - i : MR,
-                            depth, width, alpha, accumulate || p > 0);
+                            depth, width, accumulate || p > 0);
         }
     }
 }

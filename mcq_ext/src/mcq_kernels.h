@@ -35,7 +35,7 @@ typedef struct {
 } mcq_block;
 
 typedef struct {
-    /* out_nk (+)= alpha * a_nd b_dk; each sum runs over d in order, so no width or tile size shows in the result. */
+    /* out_nk (+)= a_nd (alpha b_dk); each sum runs over d in order, so no width or tile size shows in the result. */
     void (*matmul)(const float *a_nd, size_t lda, const float *b_dk, size_t ldb, float *out_nk, size_t ldo,
                    size_t n, size_t d, size_t k, float alpha, int accumulate);
 

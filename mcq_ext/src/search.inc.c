@@ -9,7 +9,7 @@
  * Limit of the pair search: one add and one min per VL candidates, table lines from L2 shared by MCQ_TILE rows.
  */
 #define R MCQ_TILE
-#define ENTRY_BLOCK 256
+#define ENTRY_BLOCK 64
 #define PAIR_BLOCK 8
 #define PAIR_TILES 8
 
@@ -35,6 +35,21 @@ static void unary_tile(const float *minus2x, size_t g, const float *entries_t, c
     }
 }
 
+/* The first entry from `start` on whose cost is `value`, the minimum, known to be there. */
+static size_t find_entry(const float *minus2x, size_t g, const float *entries_t, const float *quad, size_t K_pad,
+                         size_t start, float value)
+{
+    vf above = vset1(nextafterf(value, INFINITY));
+    for (size_t k = start; k < K_pad; k += VL) {
+        vf cost = vload(quad + k);
+        for (size_t c = 0; c < g; c++) cost += vset1(minus2x[c]) * vload(entries_t + c * K_pad + k);
+        if (!vany_less(cost, above)) continue;
+        for (size_t l = 0; l < VL; l++)
+            if (cost[l] == value) return k + l;
+    }
+    return start;
+}
+
 static void assign_tile(const float *minus2x, size_t g, const float *entries_t, const float *quad, size_t K_pad,
                         uint16_t code[R], float value[R])
 {
@@ -54,22 +69,19 @@ static void assign_tile(const float *minus2x, size_t g, const float *entries_t, 
                 block[r] = start;
             }
     }
-    for (int r = 0; r < R; r++) {
-        size_t k = block[r];
-        for (size_t last = K_pad - 1; k < last; k++) {
-            float cost = quad[k];
-            for (size_t c = 0; c < g; c++) cost += minus2x[r * g + c] * entries_t[c * K_pad + k];
-            if (cost == value[r]) break;
-        }
-        code[r] = (uint16_t)k;
-    }
+    for (int r = 0; r < R; r++)
+        code[r] = (uint16_t)find_entry(minus2x + r * g, g, entries_t, quad, K_pad, block[r], value[r]);
 }
 
-static size_t find(const float *a, const float *b, size_t count, float value)
+/* The first k with a_k + b_k equal to `value`, their minimum. */
+static size_t find_sum(const float *a, const float *b, size_t K_pad, float value)
 {
-    for (size_t k = 0; k + 1 < count; k++)
-        if (a[k] + b[k] == value) return k;
-    return count - 1;
+    vf above = vset1(nextafterf(value, INFINITY));
+    for (size_t k = 0; k < K_pad; k += VL)
+        if (vany_less(vload(a + k) + vload(b + k), above))
+            for (size_t l = k; l < k + VL; l++)
+                if (a[l] + b[l] == value) return l;
+    return 0;
 }
 
 static float min_sum(const float *a, const float *b, size_t count)
@@ -129,7 +141,7 @@ static void pair_tiles(const float *unary_a, const float *unary_b, size_t stride
         float m = min_sum(ub, pair + a * K_pad, K_pad);
         while (a < last && m + ua[a] != value[i]) m = min_sum(ub, pair + ++a * K_pad, K_pad);
         code_a[i] = (uint16_t)a;
-        code_b[i] = (uint16_t)find(ub, pair + a * K_pad, K, m);
+        code_b[i] = (uint16_t)find_sum(ub, pair + a * K_pad, K_pad, m);
     }
 }
 

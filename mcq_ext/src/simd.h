@@ -7,6 +7,7 @@
 #ifndef MCQ_SIMD_H
 #define MCQ_SIMD_H
 
+#include <math.h>
 #include <string.h>
 #if defined(__SSE2__)
 #include <immintrin.h>

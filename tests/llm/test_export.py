@@ -113,10 +113,9 @@ def test_reports_errors_time_and_bits_of_every_layer(make_model, tokenizer, wind
     assert len(lines) == 14
     for line in lines:
         fields = json.loads(line.to_json())
-        # The narrow k and v have as many groups as a codebook has entries.
-        assert fields["error_after"] < 1 and (
-            fields["error_after"] > 0 or "k_proj" in line.layer or "v_proj" in line.layer
-        )
+        assert fields["error_after"] < 1
+        if fields["rows"] > 32:  # the narrower k and v have no more groups than a codebook has entries
+            assert fields["error_after"] > 0
         assert fields["error_before"] > 0
         assert fields["seconds"] > 0
         assert fields["bits_all_in"] > fields["bits_payload"] == 2

@@ -73,7 +73,7 @@ def test_weights_that_are_not_finite_are_refused(make_model, value):
             "llama",
             Setting(),
             ["down_proj=codebooks:3"],
-            "one setting for the whole model, here are 2x8 g8, 3x8 g8",
+            "one setting for the whole model, got 2x8 g8, 3x8 g8",
         ),
         ("llama", Setting(scale="group"), [], "one scale per row"),
         ("llama", Setting(group=24), [], "64 inputs, which groups of 24 do not divide"),

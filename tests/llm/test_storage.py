@@ -26,9 +26,13 @@ def test_missing_parents_are_made(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failed_folder_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), new_folder(tmp_path / "out") as folder:
-        (folder / "file").write_text("half")
-        raise error
+    def half_a_run():
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "file").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        half_a_run()
     assert not list(tmp_path.iterdir())
 
 

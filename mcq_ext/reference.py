@@ -1,0 +1,253 @@
+"""The kernels in NumPy: what each of them computes, addition by addition. Also a slow backend.
+
+Every function has a twin of the same name and signature in `mcq_ext.cpu`, which calls the C kernels. Sums that decide
+codes are written as loops over float32 additions in the order of the kernels, so both return the same bits. Here K is
+any number of entries, and no table is padded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Words = NDArray[np.uint16]
+
+#: The cost of an empty place of a beam.
+PAD_COST = np.float32(3.0e38)
+
+
+def matmul(a: Floats, b: Floats, out: Floats | None = None, alpha: float = 1.0, accumulate: bool = False) -> Floats:
+    """Return ``alpha * a @ b`` (n, k), added to `out` if `accumulate`; each sum in ascending order of the inner axis."""
+    if out is None:
+        out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    if not accumulate:
+        out[:] = 0
+    for column, row in zip(a.T, np.float32(alpha) * b, strict=True):
+        out += column[:, None] * row
+    return out
+
+
+def assign(x: Floats, codebook: Floats, quad: Floats) -> tuple[Words, Floats]:
+    """Return codes (n,) = argmin_k quad_k - 2 x.c_k, the lowest k on a tie, and the minima (n,)."""
+    unary = unary_table(x, codebook, quad)
+    return unary.argmin(1).astype(np.uint16), unary.min(1)
+
+
+def unary_table(x: Floats, codebook: Floats, quad: Floats) -> Floats:
+    """Return the table (n, K) of quad_k - 2 x.c_k."""
+    start = np.tile(quad, (len(x), 1))
+    return matmul(np.float32(-2) * x, codebook.T, out=start, accumulate=True)
+
+
+def pair_table(codebook_a: Floats, codebook_b: Floats, h: Floats) -> Floats:
+    """Return the table (K, K) of 2 a^T H b for the entries a and b of two codebooks."""
+    return matmul(matmul(codebook_a, h, alpha=2.0), codebook_b.T)
+
+
+def pair_search(unary_a: Floats, unary_b: Floats, pair: Floats) -> tuple[Words, Floats]:
+    """Return codes (n, 2) = argmin over (a, b) of (unary_b + pair[a, b]) + unary_a, and the minima (n,).
+
+    The lowest a, then the lowest b wins a tie.
+    """
+    codes, value = np.empty((len(unary_a), 2), np.uint16), np.empty(len(unary_a), np.float32)
+    for i, (ua, ub) in enumerate(zip(unary_a, unary_b, strict=True)):
+        sums = ub + pair
+        # Adding unary_a may round different sums to equal ones: b is the best for a before that.
+        cost = sums.min(1) + ua
+        a = cost.argmin()
+        codes[i] = a, sums[a].argmin()
+        value[i] = cost[a]
+    return codes, value
+
+
+def sweep(
+    error: Floats,
+    gradient: Floats,
+    codes: Words,
+    scale: Floats,
+    codebooks: Floats,
+    h: Floats,
+    moves: NDArray[np.uint8],
+    fresh: bool = False,
+    beam_width: int = 0,
+) -> None:
+    """Choose the codes of the groups of a block one after another, each optimal given all others; in place.
+
+    Parameters
+    ----------
+    error, gradient : arrays of shape (n, w)
+        x - x^ and (x - x^) H in the columns of the block; both follow the new codes.
+    codes : array of shape (n, w / g, M), may be a view into more groups
+    scale : array of shape (n, w / g), may be broadcast
+    codebooks : array of shape (M, K, g)
+    h : array of shape (w, w)
+        The metric between the columns of the block.
+    moves : array of shape (num_moves, 2)
+        Pairs of codebooks that are chosen jointly, in this order; a pair of equal numbers means that codebook alone.
+    fresh : bool
+        Choose from nothing: a move sees only codebooks that the moves before it chose. The moves must cover all
+        codebooks. Otherwise every move improves on the codes given.
+    beam_width : int
+        Before the moves, replace the codes of a group by those of a beam of this width over all its codebooks if they
+        cost less; 0 for no beam. From two codebooks on.
+    """
+    g = codebooks.shape[2]
+    for j, group in enumerate(_groups(codebooks, h)):
+        own = slice(j * g, (j + 1) * g)
+        # A row whose scale is zero decodes to zeros whatever its codes.
+        inverse = np.divide(1, scale[:, j], out=np.zeros(len(codes), np.float32), where=scale[:, j] != 0)
+        old = group.decode(codes[:, j])
+        target = matmul(old, group.h, out=gradient[:, own] * inverse[:, None], accumulate=True)
+        chosen = [] if fresh else list(range(len(codebooks)))
+        if beam_width > 0:
+            _propose_by_beam(group, target, codes[:, j], beam_width, fresh)
+            chosen = list(range(len(codebooks)))
+        for first, second in moves.tolist():
+            _move(group, target, codes[:, j], first, second, chosen)
+            chosen += [first, second]
+        change = scale[:, j, None] * (group.decode(codes[:, j]) - old)
+        error[:, own] -= change
+        matmul(change, h[own], out=gradient, alpha=-1.0, accumulate=True)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One group of a block: codebooks (M, K, g), its metric (g, g), and c^T H c for the entries (M, K)."""
+
+    codebooks: Floats
+    h: Floats
+    quad: Floats
+
+    def decode(self, codes: Words, which: list[int] | None = None) -> Floats:
+        """Return the sums (n, g) of the entries of all codebooks, or of some."""
+        total = np.zeros((len(codes), self.codebooks.shape[2]), np.float32)
+        for m in range(len(self.codebooks)) if which is None else which:
+            total += self.codebooks[m, codes[:, m]]
+        return total
+
+    def unary(self, target: Floats, m: int) -> Floats:
+        return unary_table(target, self.codebooks[m], self.quad[m])
+
+    def pair(self, a: int, b: int) -> Floats:
+        return pair_table(self.codebooks[a], self.codebooks[b], self.h)
+
+
+def _groups(codebooks: Floats, h: Floats) -> list[_Group]:
+    num_codebooks, k, g = codebooks.shape
+    groups = len(h) // g
+    diagonal = np.concatenate([h[j * g : (j + 1) * g, j * g : (j + 1) * g] for j in range(groups)], axis=1)
+    products = matmul(codebooks.reshape(-1, g), diagonal).reshape(num_codebooks, k, groups, g)
+    # NumPy chooses the order of these sums: the same expression, for the same bits.
+    quad = np.einsum("mkjc,mkc->jmk", products, codebooks)
+    return [_Group(codebooks, diagonal[:, j * g : (j + 1) * g], quad[j]) for j in range(groups)]
+
+
+def _move(group: _Group, target: Floats, codes: Words, first: int, second: int, chosen: list[int]) -> None:
+    """Choose one or two codebooks of a group, given the others among those `chosen`."""
+    others = sorted(set(chosen) - {first, second})
+    if others:
+        target = matmul(group.decode(codes, others), group.h, out=target.copy(), alpha=-1.0, accumulate=True)
+    if first == second:
+        codes[:, first], _ = assign(target, group.codebooks[first], group.quad[first])
+    else:
+        unary = group.unary(target, first), group.unary(target, second)
+        codes[:, [first, second]], _ = pair_search(*unary, group.pair(first, second))
+
+
+def _propose_by_beam(group: _Group, target: Floats, codes: Words, width: int, fresh: bool) -> None:
+    """Replace the codes of a group by those of a beam, unless they are known and cost no more."""
+    n, num_codebooks = codes.shape
+    held, cost = np.empty((n, 1, 0), np.uint16), np.zeros((n, 1), np.float32)
+    now = np.zeros(n, np.float32)
+    for m in range(num_codebooks):
+        unary, pairs = group.unary(target, m), [group.pair(o, m) for o in range(m)]
+        stacked = np.concatenate(pairs) if pairs else np.empty((0, unary.shape[1]), np.float32)
+        parent, entry, cost = beam_step(unary, stacked, held, cost, width)
+        held = np.concatenate([np.take_along_axis(held, parent[:, :, None], 1), entry[:, :, None]], axis=2)
+        now += unary[np.arange(n), codes[:, m]]
+        for o, pair in enumerate(pairs):
+            now += pair[codes[:, o], codes[:, m]]
+    better = (cost[:, 0] < now) | fresh
+    codes[better] = held[better, 0]
+
+
+def beam_step(
+    unary: Floats, pair: Floats, codes: Words, cost: Floats, width: int
+) -> tuple[NDArray[np.int32], Words, Floats]:
+    """Extend every hypothesis of a beam by one codebook and keep the cheapest `width`.
+
+    Parameters
+    ----------
+    unary : array of shape (n, K)
+        Costs of the entries of the next codebook.
+    pair : array of shape (m * K, K)
+        Pair costs between the entries of the m codebooks already chosen and the next one.
+    codes : array of shape (n, b, m)
+    cost : array of shape (n, b)
+        Codes and costs of the hypotheses so far; a cost of 3e38 marks an empty place.
+    width : int
+
+    Returns
+    -------
+    parent, entry, cost : arrays of shape (n, width)
+        In ascending order of cost; on a tie the earlier hypothesis, then the lower entry comes first.
+    """
+    n, k = unary.shape
+    extended = np.repeat(unary[:, None], cost.shape[1], axis=1)
+    for o in range(codes.shape[2]):
+        extended += pair[o * k + codes[:, :, o].astype(np.intp)]
+    extended += cost[:, :, None]
+    extended[cost >= PAD_COST] = np.inf
+    flat = extended.reshape(n, -1)
+    best = flat.argsort(axis=1, kind="stable")[:, :width]
+    best_cost = np.take_along_axis(flat, best, 1)
+    best[best_cost == np.inf] = 0
+
+    parent, entry = np.zeros((n, width), np.int32), np.zeros((n, width), np.uint16)
+    new_cost = np.full((n, width), PAD_COST)
+    found = best.shape[1]
+    parent[:, :found], entry[:, :found] = np.divmod(best, k)
+    new_cost[:, :found] = np.minimum(best_cost, PAD_COST)
+    return parent, entry, new_cost
+
+
+def decode(codes: Words, codebooks: Floats, scale: Floats) -> Floats:
+    """Return (n, G * g): sums of entries chosen by `codes` (n, G, M) times `scale` (n, G, may be broadcast)."""
+    total = codebooks[0, codes[:, :, 0]]
+    for m in range(1, len(codebooks)):
+        total += codebooks[m, codes[:, :, m]]
+    return (total * scale[:, :, None]).reshape(len(codes), -1)
+
+
+def scatter_add(codes: Words, values: Floats, scale: Floats, num_entries: int) -> NDArray[np.float64]:
+    """Return sums (M, K, g) of scale * values over the groups that use each entry: the adjoint of `decode`."""
+    groups, num_codebooks = codes.shape[1:]
+    g = values.shape[1] // groups
+    scaled = scale[:, :, None].astype(np.float64) * values.reshape(-1, groups, g)
+    sums = np.zeros((num_codebooks, num_entries, g))
+    for m in range(num_codebooks):
+        np.add.at(sums[m], codes[:, :, m], scaled)
+    return sums
+
+
+def pack_bits(words: Words, bits: int) -> NDArray[np.uint8]:
+    """Return (n, ceil(W * bits / 8)): each row of words (n, W) as one little-endian bit string."""
+    digits = words[:, :, None] >> np.arange(bits, dtype=np.uint16) & 1
+    return np.packbits(digits.reshape(len(words), words.shape[1] * bits), axis=1, bitorder="little")
+
+
+def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> Words:
+    """Return words (n, count), the inverse of `pack_bits`."""
+    digits = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little").reshape(-1, count, bits)
+    return (digits.astype(np.uint16) << np.arange(bits, dtype=np.uint16)).sum(2, dtype=np.uint16)
+
+
+def lut_sum(codes: Words, lut: Floats) -> Floats:
+    """Return (q, n): the sum over m of lut[q, m, codes[n, m]], in order of m."""
+    total = lut[:, 0, codes[:, 0]]
+    for m in range(1, lut.shape[1]):
+        total += lut[:, m, codes[:, m]]
+    return total
