@@ -1,8 +1,7 @@
 """The kernels in NumPy: what each of them computes, addition by addition. Also a slow backend.
 
-Every function has a twin of the same name and signature in `mcq_ext.cpu`, which calls the C kernels. Sums that decide
-codes are written as loops over float32 additions in the order of the kernels, so both return the same bits. Here K is
-any number of entries, and no table is padded.
+Every function has a twin of the same name and signature in `mcq_ext.cpu`, which calls the C kernels. Sums
+that decide codes are loops over float32 additions in the order of the kernels, so both return the same bits.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ Words = NDArray[np.uint16]
 PAD_COST = np.float32(3.0e38)
 
 
-def matmul(a: Floats, b: Floats, out: Floats | None = None, alpha: float = 1.0, accumulate: bool = False) -> Floats:
-    """Return ``alpha * a @ b`` (n, k), added to `out` if `accumulate`; each sum in ascending order of the inner axis."""
+def matmul(
+    a: Floats, b: Floats, out: Floats | None = None, alpha: float = 1.0, accumulate: bool = False
+) -> Floats:
+    """Return ``a @ (alpha * b)`` (n, k), added to `out` if `accumulate`; inner axis in ascending order."""
     if out is None:
         out = np.empty((a.shape[0], b.shape[1]), np.float32)
     if not accumulate:
@@ -86,13 +87,13 @@ def sweep(
     h : array of shape (w, w)
         The metric between the columns of the block.
     moves : array of shape (num_moves, 2)
-        Pairs of codebooks that are chosen jointly, in this order; a pair of equal numbers means that codebook alone.
+        Pairs of codebooks that are chosen jointly, in this order; equal numbers mean that codebook alone.
     fresh : bool
-        Choose from nothing: a move sees only codebooks that the moves before it chose. The moves must cover all
-        codebooks. Otherwise every move improves on the codes given.
+        Choose from nothing: a move sees only codebooks that the moves before it chose. The moves must cover
+        all codebooks. Otherwise every move improves on the codes given.
     beam_width : int
-        Before the moves, replace the codes of a group by those of a beam of this width over all its codebooks if they
-        cost less; 0 for no beam. From two codebooks on.
+        Before the moves, replace the codes of a group by those of a beam of this width over all its codebooks
+        if they cost less; 0 for no beam. From two codebooks on.
     """
     g = codebooks.shape[2]
     for j, group in enumerate(_groups(codebooks, h)):
@@ -215,15 +216,16 @@ def beam_step(
 
 
 def decode(codes: Words, codebooks: Floats, scale: Floats) -> Floats:
-    """Return (n, G * g): sums of entries chosen by `codes` (n, G, M) times `scale` (n, G, may be broadcast)."""
+    """Return (n, G * g): sums of the entries that `codes` (n, G, M) choose times `scale` (n, G)."""
+    n, groups, num_codebooks = codes.shape
     total = codebooks[0, codes[:, :, 0]]
-    for m in range(1, len(codebooks)):
+    for m in range(1, num_codebooks):
         total += codebooks[m, codes[:, :, m]]
-    return (total * scale[:, :, None]).reshape(len(codes), -1)
+    return (total * scale[:, :, None]).reshape(n, groups * codebooks.shape[2])
 
 
 def scatter_add(codes: Words, values: Floats, scale: Floats, num_entries: int) -> NDArray[np.float64]:
-    """Return sums (M, K, g) of scale * values over the groups that use each entry: the adjoint of `decode`."""
+    """Return sums (M, K, g) of scale * values over the groups that use an entry: the adjoint of `decode`."""
     groups, num_codebooks = codes.shape[1:]
     g = values.shape[1] // groups
     scaled = scale[:, :, None].astype(np.float64) * values.reshape(-1, groups, g)
@@ -241,8 +243,12 @@ def pack_bits(words: Words, bits: int) -> NDArray[np.uint8]:
 
 def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> Words:
     """Return words (n, count), the inverse of `pack_bits`."""
-    digits = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little").reshape(-1, count, bits)
-    return (digits.astype(np.uint16) << np.arange(bits, dtype=np.uint16)).sum(2, dtype=np.uint16)
+    digits = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little").astype(np.uint16)
+    return (
+        (digits.reshape(-1, bits) << np.arange(bits, dtype=np.uint16))
+        .sum(1, dtype=np.uint16)
+        .reshape(-1, count)
+    )
 
 
 def lut_sum(codes: Words, lut: Floats) -> Floats:

@@ -92,5 +92,5 @@ def test_dense_layers_beside_one_setting_are_fine(make_model):
 
 def test_warns_of_what_only_some_loaders_run(make_model):
     warnings = require_aqlm(*plan_of(make_model("llama"), Setting(1, 10, 16)))
-    assert "not divisible by 128" in warnings[0]
+    assert "inputs divisible by 128, 12 layers" in warnings[0]
     assert "codes of 10 bits" in warnings[1]
