@@ -53,7 +53,10 @@ def main() -> None:
             runs = [fit(weight, metric, rounds) for _ in range(options.repeats)]
             seconds = statistics.median(run[1] for run in runs)
             ratio = f"{rival / seconds:.0f}" if rival else ""
-            print(f"{layer:>10} {f'{rounds} rounds':>12} {runs[0][0]:9.5f} {seconds:8.2f} {ratio:>20}", flush=True)
+            print(
+                f"{layer:>10} {f'{rounds} rounds':>12} {runs[0][0]:9.5f} {seconds:8.2f} {ratio:>20}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

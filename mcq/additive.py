@@ -56,9 +56,7 @@ class AdditiveConfig:
         return 1 << self.codebook_bits
 
 
-def choose_codes(
-    problem: Problem, codebooks: Floats, scale: Floats, kind: Scale
-) -> tuple[Words, Floats]:
+def choose_codes(problem: Problem, codebooks: Floats, scale: Floats, kind: Scale) -> tuple[Words, Floats]:
     """Return codes (n, G, M) for given codebooks (M, K, g), and the scales refitted to them as they are stored."""
     search = Search(problem, *codebooks.shape[:2])
     codes = search.no_codes()
@@ -221,7 +219,9 @@ class AdditiveQuantizer(Quantizer):
         search = Search(problem, config.num_codebooks, config.num_entries)
         codes = search.no_codes()
         for done in range(config.rounds):
-            search.improve(codes, codebooks, scale, fresh=done == 0 or (search.feeds_back and done < config.rounds // 2))
+            search.improve(
+                codes, codebooks, scale, fresh=done == 0 or (search.feeds_back and done < config.rounds // 2)
+            )
             codebooks = refit(problem, codes, codebooks, search.spread(scale), CONJUGATE_STEPS)
             scale = refit_scale(problem, codes, codebooks, scale, config.scale)
             progress(done + 1, config.rounds + 1)
@@ -268,6 +268,9 @@ class AdditiveQuantizer(Quantizer):
     def _check_arrays(self) -> None:
         config = self.config
         require_array(
-            self.arrays, "codebooks", np.float16, (config.num_codebooks, config.num_entries, config.group_size)
+            self.arrays,
+            "codebooks",
+            np.float16,
+            (config.num_codebooks, config.num_entries, config.group_size),
         )
         require_array(self.arrays, "gain", np.float32, (1,))

@@ -81,9 +81,7 @@ def _read_tensor(path: str, name: str) -> NDArray[Any]:
                     tensor: NDArray[Any] = file.get_tensor(chosen)
                     return tensor
         except SafetensorError as error:
-            raise FormatError(
-                f"{path} is not a whole safetensors file, perhaps truncated: {error}"
-            ) from error
+            raise FormatError(f"{path} is not a whole safetensors file, perhaps truncated: {error}") from error
         # NumPy has no bfloat16, and the package refuses it; the file was checked above.
         length = int.from_bytes(raw.read(8), "little")
         entry = json.loads(raw.read(length))[chosen]

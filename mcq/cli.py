@@ -45,14 +45,10 @@ def _in_existing_folder(path: Path | None) -> Path | None:
     return path
 
 
-Matrix = Annotated[
-    str, typer.Argument(help="FILE.npy, FILE.safetensors or FILE.safetensors:TENSOR, of shape (n, d).")
-]
+Matrix = Annotated[str, typer.Argument(help="FILE.npy, FILE.safetensors or FILE.safetensors:TENSOR, of shape (n, d).")]
 Output = Annotated[Path, typer.Option("-o", "--output", callback=_in_existing_folder, help="File to write.")]
 QuantizerFile = Annotated[Path, typer.Argument(help="Quantizer that `mcq fit` wrote.")]
-GramFile = Annotated[
-    str | None, typer.Option("--gram", help="X^T X of the inputs, shape (d, d); else plain error.")
-]
+GramFile = Annotated[str | None, typer.Option("--gram", help="X^T X of the inputs, shape (d, d); else plain error.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads to use; all cores by default. Results do not change.")
 ]
@@ -71,15 +67,11 @@ def main() -> None:
 def fit(
     matrix: Matrix,
     output: Output,
-    quantizer: Annotated[
-        Literal["additive", "residual"], typer.Option(help="Kind of quantizer.")
-    ] = "additive",
+    quantizer: Annotated[Literal["additive", "residual"], typer.Option(help="Kind of quantizer.")] = "additive",
     codebooks: Annotated[int, typer.Option(help="Number of codebooks, 1 to 16.")] = 2,
     codebook_bits: Annotated[int, typer.Option(help="Bits of a code, 1 to 16.")] = 8,
     group_size: Annotated[int, typer.Option(help="Entries coded together.")] = 8,
-    scale: Annotated[
-        Literal["none", "row", "group"], typer.Option(help="What has a scale of its own.")
-    ] = "row",
+    scale: Annotated[Literal["none", "row", "group"], typer.Option(help="What has a scale of its own.")] = "row",
     gram: GramFile = None,
     codes: Annotated[
         Path | None,

@@ -170,9 +170,10 @@ def _inverse_blocks(metric: Metric, codes: Words, scale: Floats, shape: tuple[in
             cell = codes[:, part.start : part.stop, m].astype(np.intp) + np.arange(len(part)) * k
             uses = np.bincount(cell.ravel(), weights=weight, minlength=len(part) * k).reshape(len(part), k)
             blocks[m] += uses.T @ h
-    blocks = blocks.reshape(num_codebooks, k, g, g)
-    floor = RIDGE * np.einsum("mkgg->", blocks) / (num_codebooks * k * g) or 1.0
-    return np.linalg.inv(blocks + floor * np.eye(g)).astype(np.float32)
+    square = blocks.reshape(num_codebooks, k, g, g)
+    floor = RIDGE * np.einsum("mkgg->", square) / (num_codebooks * k * g) or 1.0
+    inverse: Floats = np.linalg.inv(square + floor * np.eye(g)).astype(np.float32)
+    return inverse
 
 
 def _times_blocks(blocks: Floats, values: Floats) -> Floats:

@@ -121,9 +121,7 @@ class Codes:
         bits = in_range(codebook_bits, 1, MAX_CODEBOOK_BITS, "codebook_bits")
         lowest, highest = int(codes_nGM.min(initial=0)), int(codes_nGM.max(initial=0))
         if lowest < 0 or highest >= 1 << bits:
-            raise InputError(
-                f"codes must lie in 0..{2**bits - 1} to fit {bits} bits, got {lowest}..{highest}"
-            )
+            raise InputError(f"codes must lie in 0..{2**bits - 1} to fit {bits} bits, got {lowest}..{highest}")
         n, groups, codebooks = codes_nGM.shape
         words = np.ascontiguousarray(codes_nGM, dtype=np.uint16).reshape(n, groups * codebooks)
         return cls(cpu.pack_bits(words, bits), (n, d), groups, codebooks, bits, scales)

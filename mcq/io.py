@@ -110,9 +110,7 @@ def write(path: StrPath, kind: str, config: Mapping[str, Any], arrays: Mapping[s
         What JSON can hold.
     arrays : mapping of str to array
     """
-    stored = {
-        name: np.asarray(array, array.dtype.newbyteorder("<"), order="C") for name, array in arrays.items()
-    }
+    stored = {name: np.asarray(array, array.dtype.newbyteorder("<"), order="C") for name, array in arrays.items()}
     text = json.dumps(config, sort_keys=True, allow_nan=False)
     metadata = {
         "format": FORMAT,

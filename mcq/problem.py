@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,7 @@ from mcq.metric import Identity, Metric, power_of_two_near
 from mcq.validate import as_matrix
 
 Floats = NDArray[np.float32]
+T = TypeVar("T", bound=np.generic)
 
 
 #: Data this many times larger than those of a fit would overflow float32 in the search.
@@ -46,9 +48,7 @@ class Problem:
     gain: float
 
     @classmethod
-    def arrange(
-        cls, x: ArrayLike, metric: Metric | None, group_size: int | None, gain: float | None = None
-    ) -> Problem:
+    def arrange(cls, x: ArrayLike, metric: Metric | None, group_size: int | None, gain: float | None = None) -> Problem:
         """Check the data, cut them into groups and order the groups by descending weight.
 
         Without `gain`, the power of two nearest to the root mean square of the data is taken.
@@ -82,7 +82,7 @@ class Problem:
         """G, the number of groups."""
         return len(self.group_order)
 
-    def restore(self, per_group: NDArray) -> NDArray:
+    def restore(self, per_group: NDArray[T]) -> NDArray[T]:
         """Put an array (n, G, ...) of the search back into the order of the data."""
         restored = np.empty_like(per_group)
         restored[:, self.group_order] = per_group

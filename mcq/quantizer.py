@@ -1,4 +1,4 @@
-"""What all quantizers share: a frozen config, a dict of arrays, and the contract fit, encode, decode, bits, save, load."""
+"""What all quantizers share: a frozen config, a dict of arrays, and fit, encode, decode, bits, save, load."""
 
 from __future__ import annotations
 

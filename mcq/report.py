@@ -29,10 +29,7 @@ class Usage:
     used: tuple[float, ...]
 
     def __str__(self) -> str:
-        rows = [
-            f"{m:<10}{e:>14.2f}{u:>10.1%}"
-            for m, (e, u) in enumerate(zip(self.entropy, self.used, strict=True))
-        ]
+        rows = [f"{m:<10}{e:>14.2f}{u:>10.1%}" for m, (e, u) in enumerate(zip(self.entropy, self.used, strict=True))]
         return "\n".join(["codebook  bits per code      used", *rows])
 
 

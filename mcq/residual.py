@@ -115,7 +115,7 @@ class ResidualQuantizer(AdditiveQuantizer):
                 rest,
                 scale,
                 rng,
-                lambda done, total, m=m: progress(m * total + done, config.num_codebooks * total + 1),
+                _stage_progress(progress, m, config.num_codebooks),
             )
             stored.append(codebook[0])
             rest = _without(rest, codes, codebook.astype(np.float32), scale)
@@ -135,6 +135,11 @@ class ResidualQuantizer(AdditiveQuantizer):
             rest = _without(rest, codes, codebook, scale)
             stages.append(codes)
         return np.concatenate(stages, axis=2), scale
+
+
+def _stage_progress(progress: Progress, stage: int, num_stages: int) -> Progress:
+    """Count the steps of one stage as a part of all."""
+    return lambda done, total: progress(stage * total + done, num_stages * total)
 
 
 def _without(problem: Problem, codes: Words, codebook: Floats, scale: Floats) -> Problem:

@@ -220,14 +220,10 @@ def config_from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     for key in values:
         if key not in fields:
             nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
-            raise ConfigError(
-                f"{cls.__name__} has no option {key!r}; the nearest of its options is {nearest!r}"
-            )
+            raise ConfigError(f"{cls.__name__} has no option {key!r}; the nearest of its options is {nearest!r}")
     missing = [f.name for f in fields.values() if _is_required(f) and f.name not in values]
     if missing:
-        raise ConfigError(
-            f"{cls.__name__} needs the option {missing[0]!r}, got {', '.join(values) or 'nothing'}"
-        )
+        raise ConfigError(f"{cls.__name__} needs the option {missing[0]!r}, got {', '.join(values) or 'nothing'}")
     return cls(**values)
 
 
@@ -237,9 +233,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 def _require_known_version(name: str, found: object, newest: Any) -> None:
     if not isinstance(found, int) or not 1 <= found <= newest:
-        raise ConfigError(
-            f"{name} must have a version from 1 to {newest}, got {found!r}; upgrade multicodebook"
-        )
+        raise ConfigError(f"{name} must have a version from 1 to {newest}, got {found!r}; upgrade multicodebook")
 
 
 def _as_real(x: ArrayLike, name: str, ndim: int, axes: str) -> NDArray[Any]:

@@ -7,6 +7,7 @@ float32 (codes uint16), codes within range. Results are the same at every SIMD l
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def _empty(*shape: int) -> Floats:
     return raw[start : start + size].reshape(shape)
 
 
-def _pad_entries(a: NDArray, value: float = 0.0) -> Floats:
+def _pad_entries(a: NDArray[Any], value: float | np.float32 = 0.0) -> Floats:
     """Copy, the last axis, which counts entries, padded to a multiple of PAD."""
     k = a.shape[-1]
     padded = _empty(*a.shape[:-1], _padded(k))
@@ -47,7 +48,7 @@ def _pad_entries(a: NDArray, value: float = 0.0) -> Floats:
 
 
 def matmul(a: Floats, b: Floats, out: Floats | None = None, alpha: float = 1.0, accumulate: bool = False) -> Floats:
-    """Return ``alpha * a @ b`` (n, k), added to `out` if `accumulate`; each sum in ascending order of the inner axis."""
+    """Return ``a @ (alpha * b)`` (n, k), added to `out` if `accumulate`; each sum in order of the inner axis."""
     if out is None:
         out = np.empty((a.shape[0], b.shape[1]), np.float32)
     split(lambda i, j: _core.matmul(a[i:j], b, out[i:j], alpha, accumulate), a.shape[0])
@@ -59,7 +60,8 @@ def assign(x: Floats, codebook: Floats, quad: Floats) -> tuple[Words, Floats]:
     entries_t, quad_pad = _pad_entries(codebook.T), _pad_entries(quad, PAD_COST)
     codes, value = np.empty(x.shape[0], np.uint16), np.empty(x.shape[0], np.float32)
     split(
-        lambda i, j: _core.assign(x[i:j], entries_t, quad_pad, codebook.shape[0], codes[i:j], value[i:j]), x.shape[0]
+        lambda i, j: _core.assign(x[i:j], entries_t, quad_pad, codebook.shape[0], codes[i:j], value[i:j]),
+        x.shape[0],
     )
     return codes, value
 
@@ -130,15 +132,25 @@ def sweep(
     def rows(i: int, j: int) -> None:
         scratch = _empty(size)
         _core.sweep(
-            error[i:j], gradient[i:j], codes[i:j], scale[i:j], h, codebooks, entries_t, quad, pair, moves, fresh, beam_width, scratch
+            error[i:j],
+            gradient[i:j],
+            codes[i:j],
+            scale[i:j],
+            h,
+            codebooks,
+            entries_t,
+            quad,
+            pair,
+            moves,
+            fresh,
+            beam_width,
+            scratch,
         )
 
     split(rows, error.shape[0])
 
 
-def _sweep_tables(
-    codebooks: Floats, h: Floats, joint: bool
-) -> tuple[Floats, Floats | None, Floats]:
+def _sweep_tables(codebooks: Floats, h: Floats, joint: bool) -> tuple[Floats, Floats | None, Floats]:
     """Return quad (groups, M, K'), pair (M (M - 1) / 2, groups, K, K') if `joint`, and codebooks (M, g, K')."""
     num_codebooks, k, g = codebooks.shape
     groups = h.shape[0] // g
@@ -179,15 +191,16 @@ def beam_step(
         In ascending order of cost; on a tie the earlier hypothesis, then the lower entry comes first.
     """
     n, k = unary.shape
-    table, u = _pad_entries(pair) if codes.shape[2] else np.empty((0, 0), np.float32), _pad_entries(unary, PAD_COST)
+    table, u = (
+        _pad_entries(pair) if codes.shape[2] else np.empty((0, 0), np.float32),
+        _pad_entries(unary, PAD_COST),
+    )
     parent = np.empty((n, width), np.int32)
     entry = np.empty((n, width), np.uint16)
     new_cost = np.empty((n, width), np.float32)
 
     split(
-        lambda i, j: _core.beam_step(
-            u[i:j], table, codes[i:j], cost[i:j], parent[i:j], entry[i:j], new_cost[i:j], k
-        ),
+        lambda i, j: _core.beam_step(u[i:j], table, codes[i:j], cost[i:j], parent[i:j], entry[i:j], new_cost[i:j], k),
         n,
     )
     return parent, entry, new_cost

@@ -18,9 +18,7 @@ Words = NDArray[np.uint16]
 PAD_COST = np.float32(3.0e38)
 
 
-def matmul(
-    a: Floats, b: Floats, out: Floats | None = None, alpha: float = 1.0, accumulate: bool = False
-) -> Floats:
+def matmul(a: Floats, b: Floats, out: Floats | None = None, alpha: float = 1.0, accumulate: bool = False) -> Floats:
     """Return ``a @ (alpha * b)`` (n, k), added to `out` if `accumulate`; inner axis in ascending order."""
     if out is None:
         out = np.empty((a.shape[0], b.shape[1]), np.float32)
@@ -243,12 +241,9 @@ def pack_bits(words: Words, bits: int) -> NDArray[np.uint8]:
 
 def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> Words:
     """Return words (n, count), the inverse of `pack_bits`."""
-    digits = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little").astype(np.uint16)
-    return (
-        (digits.reshape(-1, bits) << np.arange(bits, dtype=np.uint16))
-        .sum(1, dtype=np.uint16)
-        .reshape(-1, count)
-    )
+    digits = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little")
+    digits = digits.reshape(len(packed), count, bits).astype(np.uint16)
+    return (digits << np.arange(bits, dtype=np.uint16)).sum(2, dtype=np.uint16)
 
 
 def lut_sum(codes: Words, lut: Floats) -> Floats:

@@ -22,7 +22,10 @@ def num_threads() -> int:
     global _num_threads
     if _num_threads == 0:
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        set_num_threads(int(os.environ.get("MCQ_NUM_THREADS", available)))
+        wanted = os.environ.get("MCQ_NUM_THREADS") or str(available)
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise ValueError(f"MCQ_NUM_THREADS must be an integer of at least 1, got {wanted!r}")
+        set_num_threads(int(wanted))
     return _num_threads
 
 

@@ -141,9 +141,7 @@ def test_foreign_adapters_package_stays_importable(tmp_path):
     foreign = tmp_path / "adapters"
     foreign.mkdir()
     (foreign / "__init__.py").write_text("OWNER = 'somebody else'")
-    show = (
-        "import adapters, importlib.util; print(adapters.OWNER, importlib.util.find_spec('mcq_llm').origin)"
-    )
+    show = "import adapters, importlib.util; print(adapters.OWNER, importlib.util.find_spec('mcq_llm').origin)"
     shown = run(sys.executable, "-c", show, cwd=ROOT, PYTHONPATH=str(tmp_path)).strip()
     assert shown == f"somebody else {ROOT / 'adapters' / 'mcq_llm' / '__init__.py'}"
 

@@ -72,19 +72,13 @@ class StoredLayer:
     def of(cls, setting: Setting, quantizer: mcq.AdditiveQuantizer, codes: mcq.Codes) -> StoredLayer:
         """Take over what a quantizer found; its overall gain, a power of two, moves into the scales."""
         outputs, inputs = codes.shape
-        scales = (
-            np.ones((outputs, 1), np.float32) if codes.scales is None else codes.scales.astype(np.float32)
-        )
-        return cls(
-            setting, inputs, codes.unpack(), quantizer.codebooks, (scales * quantizer.gain).astype(np.float16)
-        )
+        scales = np.ones((outputs, 1), np.float32) if codes.scales is None else codes.scales.astype(np.float32)
+        return cls(setting, inputs, codes.unpack(), quantizer.codebooks, (scales * quantizer.gain).astype(np.float16))
 
     def weight(self) -> torch.Tensor:
         """Return the weight that the codes stand for: shape (outputs, inputs), float32."""
         codebooks, scales = torch.from_numpy(self.codebooks).float(), torch.from_numpy(self.scales).float()
-        return _decode(torch.from_numpy(self.codes.astype(np.int64)), codebooks, scales)[
-            :, : self.inputs
-        ].contiguous()
+        return _decode(torch.from_numpy(self.codes.astype(np.int64)), codebooks, scales)[:, : self.inputs].contiguous()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors of the layer in an AQLM checkpoint."""
@@ -126,9 +120,7 @@ def densify(model: nn.Module) -> nn.Module:
 
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantizedLinear):
-            dense = nn.Linear(
-                layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta"
-            )
+            dense = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
             codes = layer.codes.long() % layer.codebook_size
             weight = _decode(codes, layer.codebooks[:, :, 0], layer.scales[:, :, 0, 0])
             dense.weight = nn.Parameter(weight, requires_grad=False)

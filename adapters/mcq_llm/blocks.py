@@ -38,9 +38,7 @@ def find_blocks(model: nn.Module) -> Blocks:
     Lists inside other such lists (the experts of a block, say) do not count.
     """
     found = {name: module for name, module in model.named_modules() if _is_block_list(module)}
-    outermost = {
-        name: found[name] for name in found if not any(name.startswith(f"{other}.") for other in found)
-    }
+    outermost = {name: found[name] for name in found if not any(name.startswith(f"{other}.") for other in found)}
     if not outermost:
         raise InputError(
             f"{type(model).__name__} has no list of equal blocks with linear layers inside; "

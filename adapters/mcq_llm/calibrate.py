@@ -57,9 +57,7 @@ class Stream:
         twin.__dict__.update(self.__dict__)
         return twin
 
-    def through(
-        self, index: int, block: nn.Module, layers: dict[str, nn.Module]
-    ) -> Iterator[tuple[str, Inputs]]:
+    def through(self, index: int, block: nn.Module, layers: dict[str, nn.Module]) -> Iterator[tuple[str, Inputs]]:
         """Move all hidden states through `block`, number `index`, pausing before each of `layers`.
 
         Yields

@@ -24,9 +24,7 @@ def quantize_command(
     model: Annotated[str, typer.Argument(help="Hugging Face id, folder, or .gguf file.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; must not exist or be empty.")] = None,
     bits: Annotated[int, typer.Option(help="Bits per weight: so many 8-bit codebooks over groups of 8.")] = 2,
-    codebooks: Annotated[
-        int | None, typer.Option(help="Number of codebooks, instead of what --bits says.")
-    ] = None,
+    codebooks: Annotated[int | None, typer.Option(help="Number of codebooks, instead of what --bits says.")] = None,
     codebook_bits: Annotated[int | None, typer.Option(help="Bits per code, instead of 8.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Inputs per group, instead of 8.")] = None,
     calibration: Annotated[
@@ -39,17 +37,11 @@ def quantize_command(
     threads: Threads = None,
     override: Annotated[
         list[str] | None,
-        typer.Option(
-            help="PATTERN=codebooks:3,bits:8,group:8,scale:row or PATTERN=dense; the last match wins."
-        ),
+        typer.Option(help="PATTERN=codebooks:3,bits:8,group:8,scale:row or PATTERN=dense; the last match wins."),
     ] = None,
-    target: Annotated[
-        str, typer.Option(help="What layers reproduce: quantized or original (see docs).")
-    ] = "quantized",
+    target: Annotated[str, typer.Option(help="What layers reproduce: quantized or original (see docs).")] = "quantized",
     precision: Annotated[str, typer.Option(help="Of the calibration pass: float32 or bfloat16.")] = "float32",
-    dense: Annotated[
-        bool, typer.Option("--dense", help="Write ordinary weights instead of AQLM codes.")
-    ] = False,
+    dense: Annotated[bool, typer.Option("--dense", help="Write ordinary weights instead of AQLM codes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Quantize every linear layer in the blocks of a model."""
@@ -87,12 +79,8 @@ def quantize_command(
 
 @app.command("eval")
 def eval_command(
-    model: Annotated[
-        str, typer.Argument(help="Hugging Face id, folder (also a quantized one), or .gguf file.")
-    ],
-    text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text file; default: Python's own documentation.")
-    ] = None,
+    model: Annotated[str, typer.Argument(help="Hugging Face id, folder (also a quantized one), or .gguf file.")],
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text file; default: Python's own documentation.")] = None,
     windows: Annotated[int, typer.Option(min=1, help="Number of windows.")] = 8,
     window: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 1024,
     threads: Threads = None,

@@ -97,12 +97,8 @@ class Override:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(
-                f"the override pattern {pattern!r} is not a regular expression: {error}"
-            ) from None
-        return cls(
-            pattern, None if value == "dense" else dict(_parse_change(item) for item in value.split(","))
-        )
+            raise ConfigError(f"the override pattern {pattern!r} is not a regular expression: {error}") from None
+        return cls(pattern, None if value == "dense" else dict(_parse_change(item) for item in value.split(",")))
 
     def apply(self, setting: Setting) -> Setting | None:
         """Return `setting` with the changes made, or None for a dense layer."""
@@ -113,9 +109,7 @@ def _parse_change(item: str) -> tuple[str, Any]:
     key, colon, value = item.partition(":")
     names = [f.name for f in dataclasses.fields(Setting)]
     if key not in names or not colon:
-        raise ConfigError(
-            f"an override may set {', '.join(names)} as key:value, or be the word dense, got {item!r}"
-        )
+        raise ConfigError(f"an override may set {', '.join(names)} as key:value, or be the word dense, got {item!r}")
     if key == "scale":
         return key, one_of(value, SCALES, "scale")
     if not value.isdigit():
@@ -178,6 +172,5 @@ class Options:
         one_of(self.precision, PRECISIONS, "precision")
         if in_range(self.tokens, 1, None, "tokens") < self.window:
             raise ConfigError(
-                f"tokens must be at least one window of {self.window}, got {self.tokens}; "
-                f"raise it or shrink the window"
+                f"tokens must be at least one window of {self.window}, got {self.tokens}; raise it or shrink the window"
             )

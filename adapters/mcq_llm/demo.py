@@ -144,7 +144,7 @@ def main() -> None:
         f"\n{HEADER}",
         *rows,
         "\nperplexity: 8 windows of the last fifth of Python's documentation; calibrated on the rest",
-        f"payload, all-in: bits per weight of {len(prepared.plan)} linear layers, without and with codebooks and scales",
+        "payload, all-in: bits per weight of the decoder, without and with codebooks and scales",
         "MB: the whole model, with embeddings in float16",
         f"{OUT}/ loads in stock transformers + aqlm; its logits differ from ours by at most {difference:.1e}",
         f"{time.perf_counter() - start:.0f} s in all, peak memory {peak_megabytes():.0f} MB",

@@ -66,9 +66,7 @@ def export(
     model.save_pretrained(folder, state_dict=_tensors(model, codes))
     tokenizer.save_pretrained(folder)
     setting = next(iter(stored.values())).setting
-    _edit_config(
-        folder / "config.json", quantization_config(setting, _kept_dense(model, codes)) if codes else None
-    )
+    _edit_config(folder / "config.json", quantization_config(setting, _kept_dense(model, codes)) if codes else None)
     card = CARD.format(
         name=name,
         setting=setting,
@@ -81,9 +79,7 @@ def export(
 
 def _tensors(model: nn.Module, codes: dict[str, StoredLayer]) -> dict[str, torch.Tensor]:
     """Return what the checkpoint holds, by name."""
-    converted: dict[
-        int, torch.Tensor
-    ] = {}  # so that tied weights stay one tensor, as save_pretrained expects
+    converted: dict[int, torch.Tensor] = {}  # so that tied weights stay one tensor, as save_pretrained expects
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
         path, _, kind = name.rpartition(".")
@@ -95,9 +91,7 @@ def _tensors(model: nn.Module, codes: dict[str, StoredLayer]) -> dict[str, torch
 
 
 def _kept_dense(model: nn.Module, codes: dict[str, StoredLayer]) -> list[str]:
-    return [
-        name for name, module in model.named_modules() if isinstance(module, LINEAR) and name not in codes
-    ]
+    return [name for name, module in model.named_modules() if isinstance(module, LINEAR) and name not in codes]
 
 
 def _edit_config(path: Path, quantization: dict[str, Any] | None) -> None:

@@ -53,9 +53,7 @@ def require_dense(model: PreTrainedModel) -> None:
     """Refuse a model that is quantized already."""
     method = _quantization(model)
     if method is not None:
-        raise InputError(
-            f"the model is quantized already ({method}); quantize the original, unquantized model instead"
-        )
+        raise InputError(f"the model is quantized already ({method}); quantize the original, unquantized model instead")
 
 
 def _quantization(model: PreTrainedModel) -> str | None:
@@ -70,13 +68,9 @@ def _locate(source: str | Path) -> tuple[str, dict[str, Any]]:
             raise InputError(f"there is no GGUF file {path}; check the path")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(
-            f"the folder {path} holds no config.json, so it is no model; give the folder of a checkpoint"
-        )
+        raise InputError(f"the folder {path} holds no config.json, so it is no model; give the folder of a checkpoint")
     if not path.is_dir() and _looks_like_a_path(str(source)):
-        raise InputError(
-            f"there is no folder {path}; give a folder, a .gguf file, or a Hugging Face id (owner/name)"
-        )
+        raise InputError(f"there is no folder {path}; give a folder, a .gguf file, or a Hugging Face id (owner/name)")
     return str(source), {}
 
 

@@ -33,9 +33,7 @@ class Statistics:
     metric: mcq.Gram
 
     @classmethod
-    def collect(
-        cls, inputs: Sequence[torch.Tensor], originals: Sequence[torch.Tensor] | None, name: str
-    ) -> Statistics:
+    def collect(cls, inputs: Sequence[torch.Tensor], originals: Sequence[torch.Tensor] | None, name: str) -> Statistics:
         """Gather the statistics of layer `name` over all batches, each of shape (..., d)."""
         own = gram(inputs)
         if not np.isfinite(own).all():

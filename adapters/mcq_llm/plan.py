@@ -105,8 +105,7 @@ def make_plan(blocks: Blocks, options: Options) -> list[Layer]:
     for override in options.overrides:
         if not any(re.search(override.pattern, layer.name) for layer in plan):
             raise ConfigError(
-                f"the override {override.pattern!r} matches no layer; "
-                f"names look like {plan[0].name!r}, see --dry-run"
+                f"the override {override.pattern!r} matches no layer; names look like {plan[0].name!r}, see --dry-run"
             )
     if not quantized(plan):
         raise ConfigError("the overrides leave every layer dense; nothing would be quantized")
@@ -121,9 +120,7 @@ def quantized(plan: Sequence[Layer]) -> list[PlannedLayer]:
 def _require_finite(weight: torch.Tensor, name: str) -> None:
     bad = int((~torch.isfinite(weight)).sum())
     if bad:
-        raise InputError(
-            f"the weights of {name} must be finite, but {bad} are NaN or infinite; get an intact model"
-        )
+        raise InputError(f"the weights of {name} must be finite, but {bad} are NaN or infinite; get an intact model")
 
 
 def require_aqlm(plan: Sequence[Layer], blocks: Blocks) -> list[str]:
@@ -152,13 +149,9 @@ def require_aqlm(plan: Sequence[Layer], blocks: Blocks) -> list[str]:
         name, columns, group = uneven[0].name, uneven[0].columns, uneven[0].setting.group
         reasons.append(f"{name} has {columns} inputs, which groups of {group} do not divide")
     if experts:
-        reasons.append(
-            f"{blocks.name}.{experts[0]} holds all experts in one tensor, which no loader replaces"
-        )
+        reasons.append(f"{blocks.name}.{experts[0]} holds all experts in one tensor, which no loader replaces")
     if reasons:
-        raise ConfigError(
-            f"an AQLM checkpoint cannot express this: {'; '.join(reasons)}. Add --dense to write weights"
-        )
+        raise ConfigError(f"an AQLM checkpoint cannot express this: {'; '.join(reasons)}. Add --dense to write weights")
     return _loader_limits(layers)
 
 
@@ -169,8 +162,7 @@ def _loader_limits(layers: list[PlannedLayer]) -> list[str]:
     warnings = []
     if odd:
         warnings.append(
-            f"the CUDA kernels of aqlm need inputs divisible by {step}, "
-            f"{len(odd)} layers have others ({odd[0]}, ...)"
+            f"the CUDA kernels of aqlm need inputs divisible by {step}, {len(odd)} layers have others ({odd[0]}, ...)"
         )
     if setting.bits not in (8, 16):
         warnings.append(f"aqlm has no fast kernel for codes of {setting.bits} bits, only for 8 and 16")

@@ -94,9 +94,7 @@ def quantize(
     work = sum(layer.entries for layer in planned.values())
     with tqdm(total=work, unit="w", unit_scale=True, desc="quantizing", smoothing=0.1) as bar:
         for index in range(len(blocks.modules)):
-            for name, layers, statistics in calibrated_layers(
-                blocks, index, planned.keys(), stream, original
-            ):
+            for name, layers, statistics in calibrated_layers(blocks, index, planned.keys(), stream, original):
                 bar.set_postfix_str(name.removeprefix(f"{blocks.name}."))
                 stored[name], line = quantize_layer(planned[name], layers, statistics, options)
                 report(line)
@@ -123,9 +121,7 @@ def quantize_layer(
     start = time.perf_counter()
     weight = get_weight(layers[0]).numpy().copy(order="C")  # the layer itself is overwritten below
     if statistics.cross is not None:
-        weight = corrected_weight(
-            weight, statistics.gram, statistics.cross, options.damping, options.correction
-        )
+        weight = corrected_weight(weight, statistics.gram, statistics.cross, options.damping, options.correction)
     encoder = quantizer(planned.setting)
     codes = encoder.fit_encode(weight, metric=statistics.metric, seed=options.seed)
     stored = StoredLayer.of(planned.setting, encoder, codes)

@@ -67,9 +67,7 @@ class _Pass(threading.Thread):
         self.join()
 
 
-def step_through(
-    calls: Sequence[Callable[[], Any]], layers: dict[str, nn.Module]
-) -> Iterator[tuple[str, list[Any]]]:
+def step_through(calls: Sequence[Callable[[], Any]], layers: dict[str, nn.Module]) -> Iterator[tuple[str, list[Any]]]:
     """Run all `calls`, pausing each whenever one of `layers` is about to compute.
 
     Between two steps the caller may change the layer that was reported last, and every layer after it.

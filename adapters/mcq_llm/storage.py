@@ -40,16 +40,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(
-            f"the output folder {path} must not exist or be empty; name another one or remove it"
-        )
+        raise InputError(f"the output folder {path} must not exist or be empty; name another one or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     except OSError as error:
-        raise InputError(
-            f"cannot write to {path.parent}: {error.strerror}; choose another output folder"
-        ) from None
+        raise InputError(f"cannot write to {path.parent}: {error.strerror}; choose another output folder") from None
     try:
         yield partial
         partial.chmod(0o755)  # mkdtemp keeps others out

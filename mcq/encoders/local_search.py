@@ -84,7 +84,9 @@ def sweep(
     Costs O(n G K^2) for each joint move and O(n d^2) for the metric; memory O(n d) and `BLOCK_BYTES` for pair tables.
     """
     num_codebooks, k, g = codebooks.shape
-    if isinstance(metric, Identity):  # groups are strangers then: treat each as a row of its own, under one set of tables
+    if isinstance(
+        metric, Identity
+    ):  # groups are strangers then: treat each as a row of its own, under one set of tables
         n, groups, _ = codes.shape
         x, codes = x.reshape(-1, g), codes.reshape(n * groups, 1, -1)
         scale = np.ascontiguousarray(np.broadcast_to(scale, (n, groups))).reshape(-1, 1)
@@ -97,7 +99,15 @@ def sweep(
         block_error = np.ascontiguousarray(error[:, columns])
         gradient = np.ascontiguousarray(metric.apply(error, columns))
         cpu.sweep(
-            block_error, gradient, codes[:, part], scale[:, part], codebooks, metric.block(columns), moves, fresh, beam_width
+            block_error,
+            gradient,
+            codes[:, part],
+            scale[:, part],
+            codebooks,
+            metric.block(columns),
+            moves,
+            fresh,
+            beam_width,
         )
         error[:, columns] = block_error
 
@@ -133,4 +143,13 @@ class Search:
     def improve(self, codes: Words, codebooks: Floats, scale: Floats, fresh: bool = False) -> None:
         """Visit every group once; `codes` changes in place. A fresh start feeds errors forward."""
         weighting = self._start if fresh else self.problem.metric
-        sweep(self.problem.x, codes, codebooks, self.spread(scale), weighting, self.moves, fresh, self.beam_width)
+        sweep(
+            self.problem.x,
+            codes,
+            codebooks,
+            self.spread(scale),
+            weighting,
+            self.moves,
+            fresh,
+            self.beam_width,
+        )

@@ -239,9 +239,7 @@ NO_ROWS = {
     "assign": lambda kernels: kernels.assign(
         np.empty((0, 3), np.float32), np.ones((4, 3), np.float32), np.ones(4, np.float32)
     ),
-    "pair_search": lambda kernels: kernels.pair_search(
-        *np.empty((2, 0, 4), np.float32), np.ones((4, 4), np.float32)
-    ),
+    "pair_search": lambda kernels: kernels.pair_search(*np.empty((2, 0, 4), np.float32), np.ones((4, 4), np.float32)),
     "decode": lambda kernels: kernels.decode(
         np.empty((0, 2, 1), np.uint16), np.ones((1, 4, 3), np.float32), np.empty((0, 2), np.float32)
     ),

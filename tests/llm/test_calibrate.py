@@ -34,9 +34,7 @@ def walk(model, windows, batch=4, change=lambda name, layers: None, original=Fal
     reference = stream.copy() if original else None
     collected = {}
     for index in range(len(blocks.modules)):
-        for name, layers, statistics in calibrated_layers(
-            blocks, index, blocks.layers(index), stream, reference
-        ):
+        for name, layers, statistics in calibrated_layers(blocks, index, blocks.layers(index), stream, reference):
             collected[name] = statistics
             change(name, layers)
     return collected
@@ -98,7 +96,5 @@ def test_activations_that_are_not_finite_are_refused(make_model, windows):
     with torch.no_grad():
         model.model.embed_tokens.weight[windows[0, 0]] = torch.nan
     options = Options()
-    with pytest.raises(
-        InputError, match=r"activations that reach model.layers.0.self_attn.q_proj must be finite"
-    ):
+    with pytest.raises(InputError, match=r"activations that reach model.layers.0.self_attn.q_proj must be finite"):
         quantize(model, make_plan(find_blocks(model), options), windows, options)

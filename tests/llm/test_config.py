@@ -6,8 +6,7 @@ from mcq_llm.config import Options, Override, Setting, setting_for
 
 def test_the_last_matching_override_counts_alone():
     overrides = [
-        Override.parse(text)
-        for text in ("mlp=codebooks:3,group:4", "layers.0.=dense", "down_proj=scale:group")
+        Override.parse(text) for text in ("mlp=codebooks:3,group:4", "layers.0.=dense", "down_proj=scale:group")
     ]
     assert setting_for("layers.0.mlp.up_proj", Setting(), overrides) is None
     assert setting_for("layers.1.mlp.up_proj", Setting(), overrides) == Setting(codebooks=3, group=4)

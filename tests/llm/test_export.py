@@ -34,9 +34,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_stock_transformers_computes_what_our_model_computes(
-    make_model, tokenizer, windows, tmp_path, kind, setting
-):
+def test_stock_transformers_computes_what_our_model_computes(make_model, tokenizer, windows, tmp_path, kind, setting):
     model = make_model(kind)
     quantized(model, tokenizer, windows, tmp_path, setting=setting)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
@@ -60,9 +58,7 @@ def test_loaded_weights_are_exactly_ours(make_model, tokenizer, windows, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
-def test_dense_checkpoint_loads_exactly_for_every_architecture(
-    make_model, tokenizer, windows, tmp_path, kind
-):
+def test_dense_checkpoint_loads_exactly_for_every_architecture(make_model, tokenizer, windows, tmp_path, kind):
     model = make_model(kind)
     quantized(model, tokenizer, windows, tmp_path, setting=Setting(2, 4, 12, "group"), dense=True)
     loaded, _ = load(tmp_path)
@@ -71,9 +67,7 @@ def test_dense_checkpoint_loads_exactly_for_every_architecture(
 
 
 def test_config_lists_what_is_not_quantized_in_both_spellings(make_model, tokenizer, windows, tmp_path):
-    quantized(
-        make_model("llama"), tokenizer, windows, tmp_path, overrides=(Override.parse("0.mlp.down=dense"),)
-    )
+    quantized(make_model("llama"), tokenizer, windows, tmp_path, overrides=(Override.parse("0.mlp.down=dense"),))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["quantization_config"] == {
         "quant_method": "aqlm",

@@ -30,9 +30,7 @@ def test_planned_bits_are_those_of_the_finished_codes(make_model, setting):
 
 
 def test_an_aqlm_checkpoint_stores_codes_in_whole_bytes(make_model):
-    (packed, _), (whole, _) = (
-        plan_of(make_model("llama"), Setting(1, 10, 8), dense=dense) for dense in (True, False)
-    )
+    (packed, _), (whole, _) = (plan_of(make_model("llama"), Setting(1, 10, 8), dense=dense) for dense in (True, False))
     assert whole[0].payload == packed[0].payload
     assert whole[0].all_in - packed[0].all_in == pytest.approx(6 / 8)
 

@@ -41,9 +41,7 @@ def folder(tmp_path):
 def test_fit_encode_decode_inspect(run, folder, kind):
     x, q, codes, out = (folder / name for name in ("x.npy", "q.mcq", "codes.mcq", "out.npy"))
     gram = ("--gram", folder / "gram.npy")
-    fit = run(
-        "fit", x, "-o", q, "--quantizer", kind, *SMALL, *gram, "--codes", folder / "fit.mcq", "--seed", "7"
-    )
+    fit = run("fit", x, "-o", q, "--quantizer", kind, *SMALL, *gram, "--codes", folder / "fit.mcq", "--seed", "7")
     assert fit[0] == 0, fit
     assert "relative error" in fit[1]
     assert run("encode", q, x, "-o", codes, *gram, "--threads", "1")[0] == 0
@@ -126,9 +124,7 @@ def broken(folder):
 def test_failures_are_one_line_and_leave_no_file(run, broken, monkeypatch, command, message):
     monkeypatch.chdir(broken)
     before = sorted(broken.iterdir())
-    status, _, shown = run(
-        *command.split(), *(SMALL if command.startswith("fit") and "bits" not in command else ())
-    )
+    status, _, shown = run(*command.split(), *(SMALL if command.startswith("fit") and "bits" not in command else ()))
     assert status == 2
     assert message in shown
     assert shown.startswith("mcq: ")
@@ -174,8 +170,6 @@ def test_help_lists_plugins_without_importing_them():
 
 def test_plugin_gets_all_that_follows_its_name():
     pytest.importorskip("torch")
-    done = python(
-        "from mcq.cli import main; import sys; sys.argv[0] = 'mcq'; main()", "llm", "quantize", "--help"
-    )
+    done = python("from mcq.cli import main; import sys; sys.argv[0] = 'mcq'; main()", "llm", "quantize", "--help")
     assert done.returncode == 0, done.stderr
     assert "Usage: mcq llm quantize" in done.stdout

@@ -94,9 +94,7 @@ def test_pack_refuses_odd_widths(bits):
 
 
 def test_arrays_must_fit_the_layout():
-    with pytest.raises(
-        InputError, match=r"packed must be uint8 of shape \(2, 2\), got uint8 of shape \(2, 3\)"
-    ):
+    with pytest.raises(InputError, match=r"packed must be uint8 of shape \(2, 2\), got uint8 of shape \(2, 3\)"):
         Codes(np.zeros((2, 3), np.uint8), (2, 8), num_groups=2, num_codebooks=1, codebook_bits=8)
     with pytest.raises(InputError, match=r"scales must be float16 of shape \(2, 1\) or \(2, 2\)"):
         Codes.pack(np.zeros((2, 2, 1), int), codebook_bits=8, d=8, scales=np.ones((2, 1)))
