@@ -166,11 +166,16 @@ def calibrated_layers(
         stops = {name: untouched.get_submodule(name.removeprefix(prefix)) for name in layers}
         reference = original.through(index, untouched, stops)
     seen: list[tuple[torch.Tensor, Statistics]] = []
+    done: set[str] = set()
     for name, inputs, originals in _paired(steps, reference):
+        if name in done:
+            continue  # a layer that computes twice is fitted to its first inputs
+        done.add(name)
         statistics = next((known for tensor, known in seen if _same(tensor, inputs[0])), None)
         if statistics is None:
             statistics = Statistics.collect(inputs, originals, name)
             seen.append((inputs[0], statistics))  # held, so that its memory cannot be taken by another tensor
+        inputs.clear()  # the largest activations: not to be held while the block goes on
         layer = block.get_submodule(name.removeprefix(prefix))
         yield name, [layer] if working is block else [layer, layers[name]], statistics
 

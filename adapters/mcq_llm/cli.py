@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mcq.errors import ConfigError, McqError
+from mcq.errors import ConfigError
 
 # torch and transformers take seconds to import; `mcq --help` must not wait for them.
-app = typer.Typer(help="Quantize and evaluate language models.", no_args_is_help=True)
+app = typer.Typer(
+    help="Quantize and evaluate language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with; default: all cores.")]
 
@@ -45,36 +47,36 @@ def quantize_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Quantize every linear layer in the blocks of a model."""
-    with _clear_errors(threads):
-        from mcq_llm.config import Options, Override, Setting
-        from mcq_llm.plan import plan_table, predict_seconds
-        from mcq_llm.run import prepare, run
-        from mcq_llm.text import read_text
+    _set_up(threads)
+    from mcq_llm.config import Options, Override, Setting
+    from mcq_llm.plan import plan_table, predict_seconds
+    from mcq_llm.run import prepare, run
+    from mcq_llm.text import read_text
 
-        standard = Setting.of_bits(bits)
-        options = Options(
-            setting=Setting(
-                codebooks=standard.codebooks if codebooks is None else codebooks,
-                bits=standard.bits if codebook_bits is None else codebook_bits,
-                group=standard.group if group_size is None else group_size,
-            ),
-            overrides=tuple(Override.parse(text) for text in override or []),
-            tokens=tokens,
-            window=window,
-            batch=batch,
-            seed=seed,
-            dense=dense,
-            target=target,
-            precision=precision,
-        )
-        if dry_run:
-            plan = prepare(model, read_text(calibration), options).plan
-            typer.echo(plan_table(plan, predict_seconds(plan)))
-        elif out is None:
-            raise ConfigError("give --out FOLDER to write to, or --dry-run to see the plan only")
-        else:
-            run(model, read_text(calibration), options, out)
-            typer.echo(f"wrote {out}")
+    standard = Setting.of_bits(bits)
+    options = Options(
+        setting=Setting(
+            codebooks=standard.codebooks if codebooks is None else codebooks,
+            bits=standard.bits if codebook_bits is None else codebook_bits,
+            group=standard.group if group_size is None else group_size,
+        ),
+        overrides=tuple(Override.parse(text) for text in override or []),
+        tokens=tokens,
+        window=window,
+        batch=batch,
+        seed=seed,
+        dense=dense,
+        target=target,
+        precision=precision,
+    )
+    if dry_run:
+        plan = prepare(model, read_text(calibration), options).plan
+        typer.echo(plan_table(plan, predict_seconds(plan)))
+    elif out is None:
+        raise ConfigError("give --out FOLDER to write to, or --dry-run to see the plan only")
+    else:
+        run(model, read_text(calibration), options, out)
+        typer.echo(f"wrote {out}")
 
 
 @app.command("eval")
@@ -86,22 +88,20 @@ def eval_command(
     threads: Threads = None,
 ) -> None:
     """Measure the perplexity of a model, and print the protocol with it."""
-    with _clear_errors(threads):
-        from mcq_llm.evaluate import evaluate
-        from mcq_llm.load import load_dense
-        from mcq_llm.text import read_text
+    _set_up(threads)
+    from mcq_llm.evaluate import evaluate
+    from mcq_llm.load import load_dense
+    from mcq_llm.text import read_text
 
-        loaded, tokenizer = load_dense(model)
-        typer.echo(evaluate(loaded, tokenizer, read_text(text), windows, window))
+    loaded, tokenizer = load_dense(model)
+    typer.echo(evaluate(loaded, tokenizer, read_text(text), windows, window))
 
 
-@contextmanager
-def _clear_errors(threads: int | None) -> Iterator[None]:
-    """Set up logging, memory and threads, and print errors made on purpose as one line."""
+def _set_up(threads: int | None) -> None:
     from mcq_llm.memory import return_freed_memory
 
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     return_freed_memory()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     if threads is not None:
         import torch
 
@@ -109,12 +109,3 @@ def _clear_errors(threads: int | None) -> Iterator[None]:
 
         mcq_ext.set_num_threads(threads)
         torch.set_num_threads(threads)
-    try:
-        yield
-    except McqError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-
-
-if __name__ == "__main__":
-    app()

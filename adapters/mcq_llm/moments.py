@@ -62,8 +62,9 @@ def gram(inputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:
         x = _rows(batch)
         total += ssyrk(1.0, x.T, lower=True)  # half the work of a general product; fills one triangle
         rows += len(x)
-    total = np.tril(total) + np.tril(total, -1).T
-    return total / rows
+    total /= rows
+    total += np.tril(total, -1).T
+    return total
 
 
 def cross_gram(originals: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:

@@ -100,7 +100,7 @@ def step_through(calls: Sequence[Callable[[], Any]], layers: dict[str, nn.Module
                 )
             name = names.pop()
             yield name, [report[1] for report in reports]
-            del reports
+            del reports  # its inputs too, which the passes themselves will soon let go
     finally:
         for hook in hooks:
             hook.remove()

@@ -98,3 +98,20 @@ def test_activations_that_are_not_finite_are_refused(make_model, windows):
     options = Options()
     with pytest.raises(InputError, match=r"activations that reach model.layers.0.self_attn.q_proj must be finite"):
         quantize(model, make_plan(find_blocks(model), options), windows, options)
+
+
+class Twice(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 64)
+
+    def forward(self, hidden_states, **_):
+        return self.layer(self.layer(hidden_states))
+
+
+def test_a_layer_that_computes_twice_is_fitted_once(make_model, windows):
+    model = make_model("llama")
+    model.model.layers = torch.nn.ModuleList(Twice() for _ in range(2))
+    names = []
+    walk(model, windows, change=lambda name, layers: names.append(name))
+    assert names == ["model.layers.0.layer", "model.layers.1.layer"]

@@ -3,6 +3,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import mcq.cli
+from mcq.errors import McqError
 from mcq_llm.cli import app
 
 
@@ -68,21 +70,27 @@ def test_dry_run_prints_the_plan_and_writes_nothing(folders, text_file, tmp_path
         (["--tokens", "100000"], "calibration needs"),
     ],
 )
-def test_errors_are_one_clear_line_and_leave_nothing(folders, text_file, tmp_path, arguments, message):
+def test_errors_are_clear_and_leave_nothing(folders, text_file, tmp_path, arguments, message):
     done = run("quantize", folders["llama"], "--out", tmp_path / "out", *small(text_file), *arguments)
-    assert done.exit_code == 1
-    last = done.stderr.splitlines()[-1]  # progress bars come before
-    assert last.startswith("error: ")
-    assert message in last
+    assert isinstance(done.exception, McqError)
+    assert message in str(done.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
-def test_the_output_folder_is_checked_before_the_model_is_loaded(tmp_path, text_file):
-    assert "must not exist or be empty" in run("quantize", "./missing", "--out", tmp_path).stderr
-    assert "give --out" in run("quantize", "./missing").stderr
+def test_the_mcq_command_has_these_and_prints_an_error_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["mcq", "llm", "quantize", "./missing"])
+    with pytest.raises(SystemExit) as stop:
+        mcq.cli.main()
+    assert stop.value.code != 0
+    assert capsys.readouterr().err.startswith("mcq: give --out FOLDER")
+
+
+def test_the_output_folder_is_checked_before_the_model_is_loaded(text_file):
+    done = run("quantize", "./missing", "--out", text_file.parent)
+    assert "must not exist or be empty" in str(done.exception)
 
 
 def test_a_quantized_model_is_not_quantized_again(folders, text_file, tmp_path):
     run("quantize", folders["llama"], "--out", tmp_path / "a", *small(text_file))
     done = run("quantize", tmp_path / "a", "--out", tmp_path / "b", *small(text_file))
-    assert "quantized already (aqlm)" in done.stderr
+    assert "quantized already (aqlm)" in str(done.exception)
