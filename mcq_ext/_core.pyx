@@ -12,6 +12,7 @@ cdef extern from "mcq_kernels.h" nogil:
         size_t num_groups, g, M, K, K_pad, num_moves
         int fresh
         size_t beam_width
+        int starts
         const uint8_t *moves
         const float *h_ww
         const float *codebooks
@@ -22,8 +23,8 @@ cdef extern from "mcq_kernels.h" nogil:
     ctypedef struct mcq_kernels:
         void (*matmul)(const float *, size_t, const float *, size_t, float *, size_t, size_t, size_t, size_t, float,
                        int) noexcept nogil
-        void (*assign)(const float *, const float *, const float *, uint16_t *, float *, size_t, size_t, size_t,
-                       size_t) noexcept nogil
+        void (*assign)(const float *, const float *, const float *, uint16_t *, float *, float *, size_t, size_t,
+                       size_t, size_t) noexcept nogil
         void (*unary_table)(const float *, const float *, const float *, float *, size_t, size_t, size_t) noexcept nogil
         void (*pair_search)(const float *, const float *, const float *, uint16_t *, float *, size_t, size_t,
                             size_t) noexcept nogil
@@ -76,10 +77,10 @@ def matmul(const float[:, :] a, const float[:, :] b, float[:, :] out, float alph
 
 
 def assign(const float[:, ::1] x, const float[:, ::1] entries_t, const float[::1] quad, size_t K, uint16_t[::1] codes,
-           float[::1] value):
+           float[::1] value, float[::1] scratch):
     with nogil:
-        kernels.assign(&x[0, 0], &entries_t[0, 0], &quad[0], &codes[0], &value[0], x.shape[0], x.shape[1], K,
-                       quad.shape[0])
+        kernels.assign(&x[0, 0], &entries_t[0, 0], &quad[0], &codes[0], &value[0], &scratch[0], x.shape[0], x.shape[1],
+                       K, quad.shape[0])
 
 
 def unary_table(const float[:, ::1] x, const float[:, ::1] entries_t, const float[::1] quad, float[:, ::1] unary):
@@ -97,7 +98,7 @@ def pair_search(const float[:, ::1] unary_a, const float[:, ::1] unary_b, const 
 def sweep(float[:, ::1] error, float[:, ::1] gradient, uint16_t[:, :, :] codes, const float[:, :] scale,
           const float[:, ::1] h_ww, const float[:, :, ::1] codebooks, const float[:, :, ::1] entries_t,
           const float[:, :, ::1] quad, const float[:, :, :, ::1] pair, const uint8_t[:, ::1] moves,
-          bint fresh, size_t beam_width, float[::1] scratch):
+          bint fresh, size_t beam_width, bint starts, float[::1] scratch):
     cdef mcq_block block
     block.num_groups = quad.shape[0]
     block.M = codebooks.shape[0]
@@ -107,6 +108,7 @@ def sweep(float[:, ::1] error, float[:, ::1] gradient, uint16_t[:, :, :] codes, 
     block.num_moves = moves.shape[0]
     block.fresh = fresh
     block.beam_width = beam_width
+    block.starts = starts
     block.moves = &moves[0, 0]
     block.h_ww = &h_ww[0, 0]
     block.codebooks = &codebooks[0, 0, 0]

@@ -58,11 +58,13 @@ def matmul(a: Floats, b: Floats, out: Floats | None = None, alpha: float = 1.0, 
 def assign(x: Floats, codebook: Floats, quad: Floats) -> tuple[Words, Floats]:
     """Return codes (n,) = argmin_k quad_k - 2 x.c_k, the lowest k on a tie, and the minima (n,)."""
     entries_t, quad_pad = _pad_entries(codebook.T), _pad_entries(quad, PAD_COST)
+    k, g = codebook.shape
     codes, value = np.empty(x.shape[0], np.uint16), np.empty(x.shape[0], np.float32)
-    split(
-        lambda i, j: _core.assign(x[i:j], entries_t, quad_pad, codebook.shape[0], codes[i:j], value[i:j]),
-        x.shape[0],
-    )
+
+    def rows(i: int, j: int) -> None:
+        _core.assign(x[i:j], entries_t, quad_pad, k, codes[i:j], value[i:j], _empty(TILE * g))
+
+    split(rows, x.shape[0])
     return codes, value
 
 
@@ -101,6 +103,7 @@ def sweep(
     moves: NDArray[np.uint8],
     fresh: bool = False,
     beam_width: int = 0,
+    starts: bool = False,
 ) -> None:
     """Choose the codes of the groups of a block one after another, each optimal given all others; in place.
 
@@ -121,6 +124,9 @@ def sweep(
     beam_width : int
         Before the moves, replace the codes of a group by those of a beam of this width over all its codebooks if they
         cost less; 0 for no beam. From two codebooks on.
+    starts : bool
+        The same without tables of pairs, for codebooks too large to have them: the eight best entries of the first
+        codebook each go on greedily, one codebook after another.
     """
     joint = beam_width > 0 or bool((moves[:, 0] != moves[:, 1]).any())
     quad, pair, entries_t = _sweep_tables(codebooks, h, joint)
@@ -144,6 +150,7 @@ def sweep(
             moves,
             fresh,
             beam_width,
+            starts,
             scratch,
         )
 

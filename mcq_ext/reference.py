@@ -16,6 +16,8 @@ Words = NDArray[np.uint16]
 
 #: The cost of an empty place of a beam.
 PAD_COST = np.float32(3.0e38)
+#: Entries of the first codebook that a sweep with `starts` goes on from.
+STARTS = 8
 
 
 def matmul(a: Floats, b: Floats, out: Floats | None = None, alpha: float = 1.0, accumulate: bool = False) -> Floats:
@@ -72,6 +74,7 @@ def sweep(
     moves: NDArray[np.uint8],
     fresh: bool = False,
     beam_width: int = 0,
+    starts: bool = False,
 ) -> None:
     """Choose the codes of the groups of a block one after another, each optimal given all others; in place.
 
@@ -92,6 +95,9 @@ def sweep(
     beam_width : int
         Before the moves, replace the codes of a group by those of a beam of this width over all its codebooks
         if they cost less; 0 for no beam. From two codebooks on.
+    starts : bool
+        The same without tables of pairs, for codebooks too large to have them: the eight best entries of the
+        first codebook each go on greedily, one codebook after another.
     """
     g = codebooks.shape[2]
     for j, group in enumerate(_groups(codebooks, h)):
@@ -100,10 +106,11 @@ def sweep(
         inverse = np.divide(1, scale[:, j], out=np.zeros(len(codes), np.float32), where=scale[:, j] != 0)
         old = group.decode(codes[:, j])
         target = matmul(old, group.h, out=gradient[:, own] * inverse[:, None], accumulate=True)
-        chosen = [] if fresh else list(range(len(codebooks)))
         if beam_width > 0:
             _propose_by_beam(group, target, codes[:, j], beam_width, fresh)
-            chosen = list(range(len(codebooks)))
+        if starts:
+            _propose_by_starts(group, target, codes[:, j], fresh)
+        chosen = [] if fresh and not beam_width and not starts else list(range(len(codebooks)))
         for first, second in moves.tolist():
             _move(group, target, codes[:, j], first, second, chosen)
             chosen += [first, second]
@@ -127,6 +134,10 @@ class _Group:
             total += self.codebooks[m, codes[:, m]]
         return total
 
+    def without(self, target: Floats, codes: Words, which: list[int]) -> Floats:
+        """Return the targets (n, g) that some codebooks leave to the others."""
+        return matmul(self.decode(codes, which), self.h, out=target.copy(), alpha=-1.0, accumulate=True)
+
     def unary(self, target: Floats, m: int) -> Floats:
         return unary_table(target, self.codebooks[m], self.quad[m])
 
@@ -146,9 +157,7 @@ def _groups(codebooks: Floats, h: Floats) -> list[_Group]:
 
 def _move(group: _Group, target: Floats, codes: Words, first: int, second: int, chosen: list[int]) -> None:
     """Choose one or two codebooks of a group, given the others among those `chosen`."""
-    others = sorted(set(chosen) - {first, second})
-    if others:
-        target = matmul(group.decode(codes, others), group.h, out=target.copy(), alpha=-1.0, accumulate=True)
+    target = group.without(target, codes, sorted(set(chosen) - {first, second}))
     if first == second:
         codes[:, first], _ = assign(target, group.codebooks[first], group.quad[first])
     else:
@@ -171,6 +180,30 @@ def _propose_by_beam(group: _Group, target: Floats, codes: Words, width: int, fr
             now += pair[codes[:, o], codes[:, m]]
     better = (cost[:, 0] < now) | fresh
     codes[better] = held[better, 0]
+
+
+def _propose_by_starts(group: _Group, target: Floats, codes: Words, fresh: bool) -> None:
+    """Replace the codes of a group by the best of some greedy choices, unless they are known and cost no more."""
+    n, num_codebooks = codes.shape
+    unary = group.unary(target, 0)
+    first = unary.argsort(axis=1, kind="stable")[:, :STARTS]
+    cost = np.take_along_axis(unary, first, 1)
+    proposed = np.zeros((n, first.shape[1], num_codebooks), np.uint16)
+    proposed[:, :, 0] = first
+    now = np.zeros(n, np.float32)
+    for m in range(num_codebooks):
+        before = list(range(m))
+        for start in range(first.shape[1]) if m else ():
+            rest = group.without(target, proposed[:, start], before)
+            proposed[:, start, m], value = assign(rest, group.codebooks[m], group.quad[m])
+            cost[:, start] += value
+        now += group.quad[m, codes[:, m]]
+        rest = group.without(target, codes, before)
+        for column, entries in zip(rest.T, group.codebooks[m, codes[:, m]].T, strict=True):
+            now -= np.float32(2) * column * entries
+    best = cost.argmin(1)
+    better = (cost.min(1) < now) | fresh
+    codes[better] = proposed[np.arange(n), best][better]
 
 
 def beam_step(

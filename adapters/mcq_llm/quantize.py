@@ -92,7 +92,7 @@ def quantize(
     original = stream.copy() if options.target == "original" else None
     stored: dict[str, StoredLayer] = {}
     work = sum(layer.entries for layer in planned.values())
-    with tqdm(total=work, unit="w", unit_scale=True, desc="quantizing", smoothing=0.1) as bar:
+    with tqdm(total=work, unit="w", unit_scale=True, desc="quantizing", smoothing=0) as bar:
         for index in range(len(blocks.modules)):
             for name, layers, statistics in calibrated_layers(blocks, index, planned.keys(), stream, original):
                 bar.set_postfix_str(name.removeprefix(f"{blocks.name}."))

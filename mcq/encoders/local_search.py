@@ -7,7 +7,7 @@ time. The distortion never rises. The same sweep under the triangular metric of 
 from __future__ import annotations
 
 import itertools
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,19 +39,40 @@ class Weighting(Protocol):
         """Return ``H[columns, columns]``."""
 
 
-def joint_moves(num_codebooks: int, num_entries: int) -> Moves:
-    """Return the pairs of codebooks that a visit of a group chooses jointly, in order, of shape (num_moves, 2).
+class Visit(NamedTuple):
+    """What is done when a sweep comes to a group.
 
-    A visit covers the codebooks with disjoint pairs first, which gives a fresh start something to stand on, and then
-    tries the other pairs: all of them for up to four codebooks, a ring of neighbours beyond.
-    A pair of equal numbers means that codebook alone.
+    Attributes
+    ----------
+    moves : array of shape (num_moves, 2)
+        Codebooks that are chosen jointly, in this order; a pair of equal numbers means that codebook alone.
+    beam_width : int
+        Width of a beam over all codebooks that proposes codes before the moves; 0 for none.
+    starts : bool
+        Propose codes without pair tables: the best few entries of the first codebook, each continued greedily.
     """
-    if num_codebooks == 1 or not has_pair_tables(num_entries):
-        return np.repeat(np.arange(num_codebooks, dtype=np.uint8), 2).reshape(-1, 2)
-    cover = [(m, min(m + 1, num_codebooks - 1)) for m in range(0, num_codebooks, 2)]
-    ring = [(m, m + 1) for m in range(1, num_codebooks - 1, 2)] + [(0, num_codebooks - 1)]
-    rest = itertools.combinations(range(num_codebooks), 2) if num_codebooks <= 4 else ring
-    return np.array(cover + [pair for pair in rest if pair not in cover], np.uint8)
+
+    moves: Moves
+    beam_width: int = 0
+    starts: bool = False
+
+    @classmethod
+    def of(cls, num_codebooks: int, num_entries: int) -> Visit:
+        """Choose for so many codebooks of so many entries.
+
+        One pair is searched exactly. More codebooks get a proposal first, since pairs alone stop in local minima, and
+        then disjoint pairs followed by the others: all of them for up to four codebooks, a ring of neighbours beyond.
+        Codebooks too large for pair tables are chosen one at a time.
+        """
+        if num_codebooks == 1 or not has_pair_tables(num_entries):
+            alone = np.repeat(np.arange(num_codebooks, dtype=np.uint8), 2).reshape(-1, 2)
+            return cls(alone, starts=num_codebooks > 1)
+        pairs = [(m, min(m + 1, num_codebooks - 1)) for m in range(0, num_codebooks, 2)]
+        others = list(itertools.combinations(range(num_codebooks), 2))
+        if num_codebooks > 4:
+            others = [(m, m + 1) for m in range(1, num_codebooks - 1, 2)] + [(0, num_codebooks - 1)]
+        pairs += [pair for pair in others if pair not in pairs]
+        return cls(np.array(pairs, np.uint8), beam_width=BEAM_WIDTH if num_codebooks > 2 else 0)
 
 
 def sweep(
@@ -60,9 +81,8 @@ def sweep(
     codebooks: Floats,
     scale: Floats,
     metric: Weighting,
-    moves: Moves,
+    visit: Visit,
     fresh: bool = False,
-    beam_width: int = 0,
 ) -> None:
     """Choose the codes of every group once, in ascending order of groups; `codes` changes in place.
 
@@ -73,11 +93,9 @@ def sweep(
     codebooks : array of shape (M, K, g)
     scale : array of shape (n, G), may be broadcast
     metric : Weighting
-    moves : array of shape (num_moves, 2)
+    visit : Visit
     fresh : bool
         Choose from nothing instead of improving on `codes`.
-    beam_width : int
-        Width of a beam that proposes codes for each group before the moves; 0 for none.
 
     Notes
     -----
@@ -98,17 +116,8 @@ def sweep(
         part, columns = slice(j, min(j + step, groups)), slice(j * g, min(j + step, groups) * g)
         block_error = np.ascontiguousarray(error[:, columns])
         gradient = np.ascontiguousarray(metric.apply(error, columns))
-        cpu.sweep(
-            block_error,
-            gradient,
-            codes[:, part],
-            scale[:, part],
-            codebooks,
-            metric.block(columns),
-            moves,
-            fresh,
-            beam_width,
-        )
+        own = metric.block(columns)
+        cpu.sweep(block_error, gradient, codes[:, part], scale[:, part], codebooks, own, visit.moves, fresh, *visit[1:])
         error[:, columns] = block_error
 
 
@@ -124,9 +133,7 @@ class Search:
     def __init__(self, problem: Problem, num_codebooks: int, num_entries: int) -> None:
         self.problem = problem
         self.num_codebooks = num_codebooks
-        self.moves = joint_moves(num_codebooks, num_entries)
-        # One pair is searched exactly anyway.
-        self.beam_width = BEAM_WIDTH if num_codebooks > 2 and has_pair_tables(num_entries) else 0
+        self.visit = Visit.of(num_codebooks, num_entries)
         self.feeds_back = problem.metric.couples and problem.num_groups > 1
         self._start: Weighting = problem.metric
         if self.feeds_back:
@@ -143,13 +150,4 @@ class Search:
     def improve(self, codes: Words, codebooks: Floats, scale: Floats, fresh: bool = False) -> None:
         """Visit every group once; `codes` changes in place. A fresh start feeds errors forward."""
         weighting = self._start if fresh else self.problem.metric
-        sweep(
-            self.problem.x,
-            codes,
-            codebooks,
-            self.spread(scale),
-            weighting,
-            self.moves,
-            fresh,
-            self.beam_width,
-        )
+        sweep(self.problem.x, codes, codebooks, self.spread(scale), weighting, self.visit, fresh)

@@ -75,7 +75,7 @@ static float beam_row(const float *unary_MK, const float *pair, size_t step, siz
     for (size_t m = 0; m < M; m++) {
         beam_list *from = &list[m & 1], *to = &list[~m & 1];
         to->count = 0;
-        to->width = width;
+        to->width = m + 1 < M ? width : 1; /* of the last codebook only the best counts */
         for (size_t h = 0; h < from->count; h++) {
             const float *rows[MAX_CODEBOOKS];
             for (size_t o = 0; o < m; o++)
@@ -89,4 +89,22 @@ static float beam_row(const float *unary_MK, const float *pair, size_t step, siz
     }
     memcpy(codes, held[M & 1][0], M * sizeof *codes);
     return list[M & 1].cost[0];
+}
+
+/* The MCQ_TILE cheapest entries for one target, ascending; places beyond the last entry repeat the best. */
+static void best_entries(const float *target, size_t g, const float *entries_t, const float *quad, size_t K,
+                         size_t K_pad, uint16_t code[R], float cost[R])
+{
+    beam_list list = {.count = 0, .width = R};
+    for (size_t start = 0; start < K_pad; start += VL) {
+        vf v = vload(quad + start);
+        for (size_t c = 0; c < g; c++) v += vset1(-2.0f * target[c]) * vload(entries_t + c * K_pad + start);
+        if (list.count == R && !vany_less(v, vset1(list.cost[R - 1]))) continue;
+        for (size_t k = start; k < start + VL && k < K; k++)
+            if (list.count < R || v[k - start] < list.cost[R - 1]) beam_insert(&list, v[k - start], 0, k);
+    }
+    for (size_t r = 0; r < R; r++) {
+        code[r] = list.entry[r < list.count ? r : 0];
+        cost[r] = list.cost[r < list.count ? r : 0];
+    }
 }

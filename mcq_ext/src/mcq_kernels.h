@@ -32,6 +32,7 @@ typedef struct {
     const float *quad;        /* (num_groups, M, K_pad) c^T H_jj c, padded with MCQ_PAD_COST */
     const float *pair;        /* (M (M - 1) / 2, num_groups, K, K_pad) 2 c_a^T H_jj c_b for a < b at b (b - 1) / 2 + a, or NULL */
     size_t beam_width;        /* width of the beam that proposes codes before the moves; 0 for none, else needs pair */
+    int starts;               /* propose codes without pair tables instead, see sweep_starts() */
 } mcq_block;
 
 typedef struct {
@@ -39,9 +40,9 @@ typedef struct {
     void (*matmul)(const float *a_nd, size_t lda, const float *b_dk, size_t ldb, float *out_nk, size_t ldo,
                    size_t n, size_t d, size_t k, float alpha, int accumulate);
 
-    /* codes_n = argmin_k quad_k - 2 x . c_k, value_n the minimum; lowest k wins a tie. */
-    void (*assign)(const float *x_ng, const float *entries_t_gK, const float *quad_K,
-                   uint16_t *codes_n, float *value_n, size_t n, size_t g, size_t K, size_t K_pad);
+    /* codes_n = argmin_k quad_k - 2 x . c_k, value_n the minimum; lowest k wins a tie. Scratch: MCQ_TILE * g. */
+    void (*assign)(const float *x_ng, const float *entries_t_gK, const float *quad_K, uint16_t *codes_n,
+                   float *value_n, float *scratch, size_t n, size_t g, size_t K, size_t K_pad);
 
     /* unary_nK = quad_K - 2 x . c_k, in fixed order over g. */
     void (*unary_table)(const float *x_ng, const float *entries_t_gK, const float *quad_K,

@@ -35,23 +35,23 @@ static void unary_tile(const float *minus2x, size_t g, const float *entries_t, c
     }
 }
 
-/* The first entry from `start` on whose cost is `value`, the minimum, known to be there. */
-static size_t find_entry(const float *minus2x, size_t g, const float *entries_t, const float *quad, size_t K_pad,
-                         size_t start, float value)
+/* The first entry from `start` on whose cost is `value`, the minimum; 0 if overflow left none below the padding. */
+static size_t find_entry(const float *minus2x, size_t g, const float *entries_t, const float *quad, size_t K,
+                         size_t K_pad, size_t start, float value)
 {
     vf above = vset1(nextafterf(value, INFINITY));
-    for (size_t k = start; k < K_pad; k += VL) {
+    for (size_t k = start; k < K; k += VL) {
         vf cost = vload(quad + k);
         for (size_t c = 0; c < g; c++) cost += vset1(minus2x[c]) * vload(entries_t + c * K_pad + k);
         if (!vany_less(cost, above)) continue;
-        for (size_t l = 0; l < VL; l++)
+        for (size_t l = 0; l < VL && k + l < K; l++)
             if (cost[l] == value) return k + l;
     }
-    return start;
+    return 0;
 }
 
-static void assign_tile(const float *minus2x, size_t g, const float *entries_t, const float *quad, size_t K_pad,
-                        uint16_t code[R], float value[R])
+static void assign_tile(const float *minus2x, size_t g, const float *entries_t, const float *quad, size_t K,
+                        size_t K_pad, uint16_t code[R], float value[R])
 {
     size_t block[R] = {0};
     for (int r = 0; r < R; r++) value[r] = MCQ_PAD_COST;
@@ -70,16 +70,16 @@ static void assign_tile(const float *minus2x, size_t g, const float *entries_t, 
             }
     }
     for (int r = 0; r < R; r++)
-        code[r] = (uint16_t)find_entry(minus2x + r * g, g, entries_t, quad, K_pad, block[r], value[r]);
+        code[r] = (uint16_t)find_entry(minus2x + r * g, g, entries_t, quad, K, K_pad, block[r], value[r]);
 }
 
-/* The first k with a_k + b_k equal to `value`, their minimum. */
-static size_t find_sum(const float *a, const float *b, size_t K_pad, float value)
+/* The first k with a_k + b_k equal to `value`, their minimum; 0 if overflow left none below the padding. */
+static size_t find_sum(const float *a, const float *b, size_t K, float value)
 {
     vf above = vset1(nextafterf(value, INFINITY));
-    for (size_t k = 0; k < K_pad; k += VL)
+    for (size_t k = 0; k < K; k += VL)
         if (vany_less(vload(a + k) + vload(b + k), above))
-            for (size_t l = k; l < k + VL; l++)
+            for (size_t l = k; l < k + VL && l < K; l++)
                 if (a[l] + b[l] == value) return l;
     return 0;
 }
@@ -141,7 +141,7 @@ static void pair_tiles(const float *unary_a, const float *unary_b, size_t stride
         float m = min_sum(ub, pair + a * K_pad, K_pad);
         while (a < last && m + ua[a] != value[i]) m = min_sum(ub, pair + ++a * K_pad, K_pad);
         code_a[i] = (uint16_t)a;
-        code_b[i] = (uint16_t)find_sum(ub, pair + a * K_pad, K_pad, m);
+        code_b[i] = (uint16_t)find_sum(ub, pair + a * K_pad, K, m);
     }
 }
 
@@ -154,17 +154,14 @@ static size_t load_tile(const float *x, size_t n, size_t g, float *minus2x)
     return rows;
 }
 
-#define MAX_G 256
-
 static void assign(const float *x_ng, const float *entries_t_gK, const float *quad_K, uint16_t *codes_n,
-                   float *value_n, size_t n, size_t g, size_t K, size_t K_pad)
+                   float *value_n, float *scratch, size_t n, size_t g, size_t K, size_t K_pad)
 {
-    (void)K;
     for (size_t i = 0; i < n; i += R) {
-        float minus2x[R * MAX_G], value[R];
+        float value[R];
         uint16_t code[R];
-        size_t rows = load_tile(x_ng + i * g, n - i, g, minus2x);
-        assign_tile(minus2x, g, entries_t_gK, quad_K, K_pad, code, value);
+        size_t rows = load_tile(x_ng + i * g, n - i, g, scratch);
+        assign_tile(scratch, g, entries_t_gK, quad_K, K, K_pad, code, value);
         memcpy(codes_n + i, code, rows * sizeof *code);
         memcpy(value_n + i, value, rows * sizeof *value);
     }

@@ -64,8 +64,8 @@ static void sweep_move(const mcq_block *b, size_t j, size_t move, uint64_t known
         for (size_t t = 0; t < tiles; t++) {
             uint16_t code[R];
             float value[R];
-            assign_tile(s->minus2x + t * R * g, g, b->entries_t + first * g * K_pad, quad + first * K_pad, K_pad, code,
-                        value);
+            assign_tile(s->minus2x + t * R * g, g, b->entries_t + first * g * K_pad, quad + first * K_pad, b->K, K_pad,
+                        code, value);
             for (size_t r = 0; r < R && t * R + r < rows; r++) codes[t * R + r][first] = code[r];
         }
         return;
@@ -110,6 +110,47 @@ static void sweep_beam(const mcq_block *b, size_t j, uint16_t *codes[], size_t r
     }
 }
 
+/* The same without pair tables, for codebooks too large to have them: the R best entries of the first codebook each go
+ * on greedily, one codebook after another, all R in one tile. */
+static void sweep_starts(const mcq_block *b, size_t j, uint16_t *codes[], size_t rows, sweep_scratch *s)
+{
+    size_t g = b->g, K_pad = b->K_pad;
+    const float *quad = b->quad + j * b->M * K_pad;
+    for (size_t i = 0; i < rows; i++) {
+        uint16_t proposed[R][MAX_CODEBOOKS], own[MAX_CODEBOOKS], code[R];
+        float cost[R] = {0}, value[R], now = 0.0f;
+        best_entries(s->target + i * g, g, b->entries_t, quad, b->K, K_pad, code, cost);
+        for (size_t r = 0; r < R; r++) proposed[r][0] = code[r];
+        for (size_t m = 1; m < b->M; m++) {
+            for (size_t r = 0; r < R; r++) {
+                float *x = s->minus2x + r * g;
+                memcpy(x, s->target + i * g, g * sizeof *x);
+                sum_entries(b, proposed[r], ((uint64_t)1 << m) - 1, s->others);
+                add_metric_product(b, j, s->others, x, -1.0f);
+                for (size_t c = 0; c < g; c++) x[c] *= -2.0f;
+            }
+            assign_tile(s->minus2x, g, b->entries_t + m * g * K_pad, quad + m * K_pad, b->K, K_pad, code, value);
+            for (size_t r = 0; r < R; r++) {
+                proposed[r][m] = code[r];
+                cost[r] += value[r];
+            }
+        }
+        size_t best = 0;
+        for (size_t r = 1; r < R; r++)
+            if (cost[r] < cost[best]) best = r;
+        memcpy(own, codes[i], b->M * sizeof *own);
+        for (size_t m = 0; m < b->M && !b->fresh; m++) {
+            const float *e = entry(b, m, own[m]);
+            memcpy(s->minus2x, s->target + i * g, g * sizeof(float));
+            sum_entries(b, own, ((uint64_t)1 << m) - 1, s->others);
+            add_metric_product(b, j, s->others, s->minus2x, -1.0f);
+            now += quad[m * K_pad + own[m]];
+            for (size_t c = 0; c < g; c++) now -= 2.0f * s->minus2x[c] * e[c];
+        }
+        if (b->fresh || cost[best] < now) memcpy(codes[i], proposed[best], b->M * sizeof *own);
+    }
+}
+
 static void sweep_group(const mcq_block *b, size_t j, float *error, float *gradient, uint16_t *codes[],
                         const float *scale, ptrdiff_t scale_row, size_t rows, sweep_scratch *s)
 {
@@ -122,7 +163,8 @@ static void sweep_group(const mcq_block *b, size_t j, float *error, float *gradi
         add_metric_product(b, j, s->old + r * g, t, 1.0f);
     }
     if (b->beam_width) sweep_beam(b, j, codes, rows, s);
-    uint64_t known = b->fresh && !b->beam_width ? 0 : ALL;
+    if (b->starts) sweep_starts(b, j, codes, rows, s);
+    uint64_t known = b->fresh && !b->beam_width && !b->starts ? 0 : ALL;
     for (size_t move = 0; move < b->num_moves; move++) {
         sweep_move(b, j, move, known, codes, rows, s);
         known |= (uint64_t)1 << b->moves[2 * move] | (uint64_t)1 << b->moves[2 * move + 1];

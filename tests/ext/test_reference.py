@@ -143,6 +143,9 @@ MOVES = {
 }
 
 
+PROPOSALS = st.sampled_from([(0, False), (1, False), (4, False), (0, True)])
+
+
 @st.composite
 def sweeps(draw):
     """The arguments of a sweep, as a function that makes them anew, since a sweep changes them."""
@@ -151,7 +154,7 @@ def sweeps(draw):
     k = draw(st.sampled_from([1, 2, 3, 16, 17, 32]))
     num_codebooks = draw(st.integers(1, 3))
     moves = np.array(draw(st.sampled_from(MOVES[num_codebooks])), np.uint8)
-    beam_width = draw(st.sampled_from([0, 1, 4])) if num_codebooks > 1 else 0
+    beam_width, starts = draw(PROPOSALS) if num_codebooks > 1 else (0, False)
     fresh = draw(st.booleans())
     codebooks, h = make(num_codebooks, k, g), make(groups * g, groups * g)
     scale = random_scale(make, draw(SCALES), n, groups)
@@ -161,7 +164,7 @@ def sweeps(draw):
     def arguments():
         more_codes = codes.copy()
         view = more_codes[:, 1:-1]
-        return error.copy(), gradient.copy(), view, scale, codebooks, h, moves, fresh, beam_width
+        return error.copy(), gradient.copy(), view, scale, codebooks, h, moves, fresh, beam_width, starts
 
     return arguments
 

@@ -106,12 +106,13 @@ class Sweeping:
         self.scale = np.broadcast_to(np.exp(normal(rng, n, 1) / 2), (n, groups))
         self.codes = rng.integers(k, size=(n, groups, num_codebooks)).astype(np.uint16)
 
-    def run(self, moves, fresh=False, beam_width=0):
+    def run(self, moves, fresh=False, beam_width=0, starts=False):
         """Return error and gradient after the sweep."""
         error = self.x - cpu.decode(self.codes, self.codebooks, self.scale)
         gradient = cpu.matmul(error, self.h)
         moves = np.array(moves, np.uint8)
-        cpu.sweep(error, gradient, self.codes, self.scale, self.codebooks, self.h, moves, fresh, beam_width)
+        tables = self.scale, self.codebooks, self.h
+        cpu.sweep(error, gradient, self.codes, *tables, moves, fresh, beam_width, starts)
         return error, gradient
 
     def distortion(self):
@@ -120,13 +121,14 @@ class Sweeping:
 
 
 ALL_PAIRS = [(0, 1), (2, 2), (0, 2), (1, 2)]
+PROPOSALS = st.sampled_from([{}, {"beam_width": 8}, {"starts": True}])
 
 
-@given(SEEDS, st.sampled_from([ALL_PAIRS, [(1, 1), (2, 2), (0, 0)]]), st.sampled_from([0, 8]))
-def test_sweep_never_raises_the_distortion(seed, moves, beam_width):
+@given(SEEDS, st.sampled_from([ALL_PAIRS, [(1, 1), (2, 2), (0, 0)]]), PROPOSALS)
+def test_sweep_never_raises_the_distortion(seed, moves, proposals):
     block = Sweeping(seed, num_codebooks=3)
     before = block.distortion()
-    error, gradient = block.run(moves, beam_width=beam_width)
+    error, gradient = block.run(moves, **proposals)
     after = block.distortion()
     assert (after <= before * (1 + 1e-5)).all()
     assert after.sum() < before.sum()
@@ -135,13 +137,13 @@ def test_sweep_never_raises_the_distortion(seed, moves, beam_width):
     np.testing.assert_allclose(gradient, true_error @ block.h, atol=1e-3)
 
 
-@given(SEEDS, st.sampled_from([0, 8]))
-def test_fresh_sweep_of_one_group_does_not_depend_on_old_codes(seed, beam_width):
+@given(SEEDS, PROPOSALS)
+def test_fresh_sweep_of_one_group_does_not_depend_on_old_codes(seed, proposals):
     block = Sweeping(seed, num_codebooks=3, groups=1)
-    block.run(ALL_PAIRS, fresh=True, beam_width=beam_width)
+    block.run(ALL_PAIRS, fresh=True, **proposals)
     first = block.distortion()
     block.codes[:] = 0
-    block.run(ALL_PAIRS, fresh=True, beam_width=beam_width)
+    block.run(ALL_PAIRS, fresh=True, **proposals)
     np.testing.assert_allclose(block.distortion(), first, rtol=1e-3, atol=1e-5)
 
 
@@ -162,5 +164,15 @@ def test_wider_beam_than_choices_finds_the_best(seed):
     block.run([(0, 0)], beam_width=k**3)
     found = block.distortion()
     for choice in itertools.product(range(k), repeat=3):
+        block.codes[:] = choice
+        assert (found <= block.distortion() * (1 + 1e-4) + 1e-5).all()
+
+
+@given(SEEDS)
+def test_as_many_starts_as_entries_find_the_best_pair(seed):
+    block = Sweeping(seed, groups=1, k=8)
+    block.run([(0, 0)], starts=True)
+    found = block.distortion()
+    for choice in itertools.product(range(8), repeat=2):
         block.codes[:] = choice
         assert (found <= block.distortion() * (1 + 1e-4) + 1e-5).all()
