@@ -20,6 +20,10 @@ KMEANS_ITERATIONS = 10
 RIDGE = 1e-4
 #: Normal matrices with more rows than this are not formed: conjugate gradients take over.
 MAX_NORMAL_ROWS = 4096
+#: Conjugate gradients stop when a step would lower the distortion by less than about this fraction. Beyond lies
+#: rounding, which they would blow up along directions that change nothing: a sum is the same if one codebook moves one
+#: way and another the other way.
+ENOUGH = 1e-9
 #: Floats of per-group counts that are held at once.
 COUNT_FLOATS = 1 << 24
 
@@ -133,17 +137,23 @@ def _solve_conjugate(problem: Problem, codes: Words, codebooks: Floats, scale: F
     k = codebooks.shape[1]
     inverse = _inverse_blocks(problem.metric, codes, scale, codebooks.shape)
 
-    def gradient(x: Floats) -> Floats:
-        return cpu.scatter_add(codes, np.ascontiguousarray(problem.metric.apply(x)), scale, k).astype(np.float32)
+    def gather(weighted: Floats) -> Floats:
+        return cpu.scatter_add(codes, weighted, scale, k).astype(np.float32)
 
-    residual = gradient(problem.x - cpu.decode(codes, codebooks, scale))
+    def weigh(x: Floats) -> Floats:
+        return np.ascontiguousarray(problem.metric.apply(x))
+
+    error = problem.x - cpu.decode(codes, codebooks, scale)
+    weighted = weigh(error)
+    enough = ENOUGH * _dot(error, weighted)
+    residual = gather(weighted)
     change = np.zeros_like(codebooks)
     direction = preconditioned = _times_blocks(inverse, residual)
     power = _dot(residual, preconditioned)
     for _ in range(iterations):
-        if power <= 0:
+        if power <= enough:
             break
-        image = gradient(cpu.decode(codes, direction, scale))
+        image = gather(weigh(cpu.decode(codes, direction, scale)))
         curvature = _dot(direction, image)
         if curvature <= 0:
             break

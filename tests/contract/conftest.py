@@ -1,0 +1,101 @@
+"""Every quantizer, in several configurations, under every metric. A new quantizer needs a line in `QUANTIZERS`."""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import mcq
+import mcq_ext
+
+N, D = 101, 19
+RNG = np.random.default_rng(0)
+MIXING = RNG.standard_normal((D, D)) * np.exp(RNG.standard_normal(D) / 2)
+X = (RNG.standard_normal((N, D)) + RNG.standard_normal((N, 1)) / 2).astype(np.float32)
+WEIGHTS = np.exp(RNG.standard_normal(D))
+INPUTS = RNG.standard_normal((60, D)) @ MIXING
+FACTOR = RNG.standard_normal((D, 2))
+
+METRICS = {
+    "identity": mcq.Identity(),
+    "diagonal": mcq.Diagonal(WEIGHTS),
+    "gram": mcq.Gram(INPUTS.T @ INPUTS, damping=0.01),
+    "lowrank": mcq.LowRank(WEIGHTS, FACTOR),
+}
+
+#: num_codebooks, codebook_bits, group_size, scale
+OPTIONS = [
+    (1, 8, 8, "none"),
+    (1, 4, 3, "row"),
+    (1, 1, None, "group"),
+    (2, 8, 8, "row"),
+    (2, 4, 8, "group"),
+    (2, 1, 1, "none"),
+    (3, 4, None, "none"),
+    (3, 1, 3, "group"),
+    (4, 4, 8, "row"),
+    (4, 8, 3, "none"),
+]
+QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer]
+ROUNDS = 3
+
+
+class Case(NamedTuple):
+    """One quantizer under one metric."""
+
+    quantizer: type
+    options: tuple
+    metric_name: str
+
+    @property
+    def metric(self):
+        return METRICS[self.metric_name]
+
+    def new(self):
+        return self.quantizer(*self.options, rounds=ROUNDS)
+
+    def fitted(self):
+        """The quantizer fitted to `X`, and the codes of the fit."""
+        return fit(self)
+
+    def distortion(self, x_hat):
+        return self.metric.distortion(X, x_hat)
+
+    def __str__(self):
+        return "-".join(map(str, (self.quantizer.kind, *self.options, self.metric_name)))
+
+
+@functools.cache
+def fit(case):
+    quantizer = case.new()
+    return quantizer, quantizer.fit_encode(X, case.metric)
+
+
+EVERY = [Case(*parts) for parts in itertools.product(QUANTIZERS, OPTIONS, METRICS)]
+#: Each quantizer and each metric with few options, for what has little to do with the options.
+SOME = [case for case in EVERY if case.options in (OPTIONS[1], OPTIONS[4], OPTIONS[6])]
+
+
+@pytest.fixture(params=EVERY, ids=str)
+def case(request):
+    return request.param
+
+
+@pytest.fixture(params=SOME, ids=str)
+def some_case(request):
+    return request.param
+
+
+@pytest.fixture
+def x():
+    return X.copy()
+
+
+@pytest.fixture(autouse=True)
+def _restore_settings():
+    level, threads = mcq_ext.simd_level(), mcq_ext.num_threads()
+    yield
+    mcq_ext.set_simd_level(level)
+    mcq_ext.set_num_threads(threads)
