@@ -72,6 +72,7 @@ def fit(
     codebook_bits: Annotated[int, typer.Option(help="Bits of a code, 1 to 16.")] = 8,
     group_size: Annotated[int, typer.Option(help="Entries coded together.")] = 8,
     scale: Annotated[Literal["none", "row", "group"], typer.Option(help="What has a scale of its own.")] = "row",
+    rounds: Annotated[int, typer.Option(help="Alternations of codes and codebooks; more lower the error.")] = 8,
     gram: GramFile = None,
     codes: Annotated[
         Path | None,
@@ -83,7 +84,7 @@ def fit(
     """Learn codebooks from a matrix."""
     _use_threads(threads)
     fitted = QUANTIZERS[quantizer](
-        num_codebooks=codebooks, codebook_bits=codebook_bits, group_size=group_size, scale=scale
+        num_codebooks=codebooks, codebook_bits=codebook_bits, group_size=group_size, scale=scale, rounds=rounds
     )
     x, metric = read_array(matrix), _metric(gram)
     with _progress("fit") as progress:

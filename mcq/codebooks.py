@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
@@ -24,6 +26,8 @@ MAX_NORMAL_ROWS = 4096
 #: rounding, which they would blow up along directions that change nothing: a sum is the same if one codebook moves one
 #: way and another the other way.
 ENOUGH = 1e-9
+#: Floats of the blocks that precondition conjugate gradients.
+MAX_BLOCK_FLOATS = 1 << 24
 #: Floats of per-group counts that are held at once.
 COUNT_FLOATS = 1 << 24
 
@@ -127,7 +131,7 @@ def _solve_shared(problem: Problem, codes: Words, codebooks: Floats, scale: Floa
             counts = np.bincount(entries[:, a] * k + entries[:, b], weights=weight, minlength=k * k)
             normal[a * k : (a + 1) * k, b * k : (b + 1) * k] = counts.reshape(k, k)
     normal = np.triu(normal) + np.triu(normal, 1).T
-    normal[np.diag_indices(size)] += RIDGE * np.trace(normal) / size
+    normal[np.diag_indices(size)] += RIDGE * (np.trace(normal) / size or 1.0)  # all scales may be zero
     change = scipy.linalg.cho_solve(scipy.linalg.cho_factor(normal), right)
     return change.reshape(codebooks.shape).astype(np.float32)
 
@@ -135,7 +139,7 @@ def _solve_shared(problem: Problem, codes: Words, codebooks: Floats, scale: Floa
 def _solve_conjugate(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, iterations: int) -> Floats:
     """Return the change of the codebooks after some steps of preconditioned conjugate gradients."""
     k = codebooks.shape[1]
-    inverse = _inverse_blocks(problem.metric, codes, scale, codebooks.shape)
+    precondition = _preconditioner(problem.metric, codes, scale, codebooks.shape)
 
     def gather(weighted: Floats) -> Floats:
         return cpu.scatter_add(codes, weighted, scale, k).astype(np.float32)
@@ -148,7 +152,7 @@ def _solve_conjugate(problem: Problem, codes: Words, codebooks: Floats, scale: F
     enough = ENOUGH * _dot(error, weighted)
     residual = gather(weighted)
     change = np.zeros_like(codebooks)
-    direction = preconditioned = _times_blocks(inverse, residual)
+    direction = preconditioned = precondition(residual)
     power = _dot(residual, preconditioned)
     for _ in range(iterations):
         if power <= enough:
@@ -160,34 +164,46 @@ def _solve_conjugate(problem: Problem, codes: Words, codebooks: Floats, scale: F
         step = np.float32(power / curvature)
         change += step * direction
         residual -= step * image
-        preconditioned = _times_blocks(inverse, residual)
+        preconditioned = precondition(residual)
         previous, power = power, _dot(residual, preconditioned)
         direction = preconditioned + np.float32(power / previous) * direction
     return change
 
 
-def _inverse_blocks(metric: Metric, codes: Words, scale: Floats, shape: tuple[int, int, int]) -> Floats:
-    """Return the inverses (M, K, g, g) of the diagonal blocks of the normal matrix, sum of scale^2 H_jj over uses."""
+def _preconditioner(
+    metric: Metric, codes: Words, scale: Floats, shape: tuple[int, int, int]
+) -> Callable[[Floats], Floats]:
+    """Return a product with the inverse of the diagonal blocks of the normal matrix, sum of scale^2 H_jj over uses.
+
+    With a single group, or where blocks for all entries would be too large, H_jj is replaced by its mean over groups.
+    """
     num_codebooks, k, g = shape
     groups = codes.shape[1]
+    weight = np.square(np.broadcast_to(scale, codes.shape[:2]), dtype=np.float64)
+    if groups == 1 or num_codebooks * k * g * g > MAX_BLOCK_FLOATS:
+        shared = sum(metric.block(slice(j * g, (j + 1) * g)).astype(np.float64) for j in range(groups)) / groups
+        inverse = _inverse(shared, RIDGE * np.trace(shared) / g)
+        uses = np.stack([np.bincount(codes[:, :, m].ravel(), weight.ravel(), k) for m in range(num_codebooks)])
+        per_use = (1 / (uses + (RIDGE * uses.mean() or 1.0)))[..., None].astype(np.float32)
+        return lambda values: cpu.matmul((values * per_use).reshape(-1, g), inverse).reshape(shape)
     blocks = np.zeros((num_codebooks, k, g * g))
     step = max(1, COUNT_FLOATS // k)
     for start in range(0, groups, step):
         part = range(start, min(start + step, groups))
         h = np.stack([metric.block(slice(j * g, (j + 1) * g)).ravel() for j in part]).astype(np.float64)
-        weight = np.square(np.broadcast_to(scale, codes.shape[:2])[:, part.start : part.stop], dtype=np.float64).ravel()
         for m in range(num_codebooks):
             cell = codes[:, part.start : part.stop, m].astype(np.intp) + np.arange(len(part)) * k
-            uses = np.bincount(cell.ravel(), weights=weight, minlength=len(part) * k).reshape(len(part), k)
-            blocks[m] += uses.T @ h
+            uses = np.bincount(cell.ravel(), weight[:, part.start : part.stop].ravel(), len(part) * k)
+            blocks[m] += uses.reshape(len(part), k).T @ h
     square = blocks.reshape(num_codebooks, k, g, g)
-    floor = RIDGE * np.einsum("mkgg->", square) / (num_codebooks * k * g) or 1.0
-    inverse: Floats = np.linalg.inv(square + floor * np.eye(g)).astype(np.float32)
+    inverse = _inverse(square, RIDGE * np.einsum("mkgg->", square) / (num_codebooks * k * g))
+    return lambda values: np.matmul(inverse, values[..., None])[..., 0]
+
+
+def _inverse(blocks: NDArray[np.float64], floor: float) -> Floats:
+    """Return the inverses of PSD blocks (..., g, g) with `floor` on their diagonals, or ones if it is zero."""
+    inverse: Floats = np.linalg.inv(blocks + (floor or 1.0) * np.eye(blocks.shape[-1])).astype(np.float32)
     return inverse
-
-
-def _times_blocks(blocks: Floats, values: Floats) -> Floats:
-    return np.matmul(blocks, values[..., None])[..., 0]
 
 
 def _dot(a: Floats, b: Floats) -> float:

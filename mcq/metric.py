@@ -67,7 +67,9 @@ class Metric(ABC):
         """
         error = as_matrix(x, "x") - as_matrix(x_hat, "x_hat")
         self.check_width(error.shape[1])
-        return float(np.sum(self.apply(error) * error, dtype=np.float64))
+        unit = power_of_two_near(float(np.abs(error).max()))  # else squares of 1e20 or 1e-20 leave float32
+        error /= np.float32(unit)
+        return float(np.einsum("nd,nd->", self.apply(error), error, dtype=np.float64)) * unit**2
 
     def relative_error(self, x: ArrayLike, x_hat: ArrayLike) -> float:
         """Return the distortion divided by that of all zeros, tr(D H D^T) / tr(X H X^T); 0 if both are zero."""

@@ -23,6 +23,8 @@ Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 
 MAX_BEAM_WIDTH = 256
+#: Bytes that the pair tables of a beam may take; where they would take more, codebooks are chosen one after another.
+MAX_TABLE_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class ResidualQuantizer(AdditiveQuantizer):
     """Sums of M entries, each codebook fitted to what those before it leave: decoding may stop after any of them.
 
     Minimises the same objective as `AdditiveQuantizer` one codebook at a time. Where no column is coupled to another
-    (identity or diagonal metric) codes are found by a beam over the codebooks; under a Gram each codebook in turn is
-    chosen by error feedback and local search.
+    (identity or diagonal metric) codes are found by a beam over the codebooks; under a Gram, or where the tables of a
+    beam would exceed 512 MiB, each codebook in turn is chosen by error feedback and local search.
 
     Parameters
     ----------
@@ -130,11 +132,15 @@ class ResidualQuantizer(AdditiveQuantizer):
         rest, stages = problem, []
         for codebook, kind in zip(codebooks[:, None], kinds, strict=True):
             codes, scale = choose_codes(rest, codebook, scale, kind)
-            if not problem.metric.couples and len(codebooks) > 1:
+            if not problem.metric.couples and len(codebooks) > 1 and _tables_fit(*codebooks.shape[:2]):
                 return _beam_codes(problem, codebooks, scale, self.config.beam_width), scale
             rest = _without(rest, codes, codebook, scale)
             stages.append(codes)
         return np.concatenate(stages, axis=2), scale
+
+
+def _tables_fit(num_codebooks: int, num_entries: int) -> bool:
+    return num_codebooks * (num_codebooks - 1) // 2 * 4 * num_entries**2 <= MAX_TABLE_BYTES
 
 
 def _stage_progress(progress: Progress, stage: int, num_stages: int) -> Progress:

@@ -92,7 +92,7 @@ def as_gram(h: ArrayLike, name: str = "gram", d: int | None = None) -> NDArray[n
     _require_size(rows, d, name)
     gram = source.astype(np.float64)
     _require_finite(gram, source, name)
-    peak = float(np.abs(gram).max())
+    peak = float(max(gram.max(), -gram.min()))
     if peak == 0:
         raise InputError(f"{name} must not be all zero; accumulate it over inputs that reach the layer")
     asymmetry = float(np.abs(gram - gram.T).max()) / peak
@@ -101,8 +101,9 @@ def as_gram(h: ArrayLike, name: str = "gram", d: int | None = None) -> NDArray[n
             f"{name} must be symmetric, but differs from its transpose by {asymmetry:.1e} of its "
             "largest entry; pass X.T @ X, or (h + h.T) / 2"
         )
-    gram = gram / 2 + gram.T / 2
-    _require_psd(gram / peak, name)
+    gram += gram.T
+    gram /= 2
+    _require_psd(gram, name)
     return gram
 
 
@@ -266,14 +267,17 @@ def _require_finite(array: NDArray[np.floating[Any]], source: NDArray[Any], name
     raise InputError(f"{name} must be finite, but has {value} at {place} ({count} such in all); {reason}")
 
 
-def _require_psd(unit: NDArray[np.float64], name: str) -> None:
-    """Check a matrix whose largest entry is 1; Cholesky, because it is far cheaper than the eigenvalues."""
-    trace = float(np.trace(unit))
+def _require_psd(gram: NDArray[np.float64], name: str) -> None:
+    """Check by a Cholesky factorisation, because it is far cheaper than the eigenvalues; `gram` stays as it was."""
+    diagonal = np.diagonal(gram).copy()
+    np.fill_diagonal(gram, diagonal + PSD_TOLERANCE * diagonal.sum())
     try:
-        np.linalg.cholesky(unit + PSD_TOLERANCE * trace * np.eye(len(unit)))
+        np.linalg.cholesky(gram)
     except np.linalg.LinAlgError:
-        smallest = float(np.linalg.eigvalsh(unit)[0])
+        smallest = float(np.linalg.eigvalsh(gram)[0]) / float(np.abs(gram).max())
         raise InputError(
             f"{name} must be positive semidefinite, but its smallest eigenvalue is {smallest:.1e} of its "
             "largest entry; pass X.T @ X accumulated in float32 or wider"
         ) from None
+    finally:
+        np.fill_diagonal(gram, diagonal)
