@@ -88,6 +88,11 @@ def some_case(request):
     return request.param
 
 
+@pytest.fixture(params=[case for case in SOME if case.metric_name != "identity"], ids=str)
+def weighted_case(request):
+    return request.param
+
+
 @pytest.fixture
 def x():
     return X.copy()

@@ -150,6 +150,16 @@ def test_rows_of_very_different_size(quantizer, scale, size):
 
 
 @QUANTIZERS
+@SCALES
+def test_rows_larger_than_a_scale_can_express_come_back_finite(quantizer, scale):
+    x = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
+    q = quantizer(num_codebooks=2, codebook_bits=4, scale=scale, rounds=2).fit(x)
+    x_hat = q.decode(q.encode(x * np.float32(1e7)))
+    assert np.isfinite(x_hat).all()
+    assert mcq.Identity().relative_error(x * np.float32(1e7), x_hat) < 1
+
+
+@QUANTIZERS
 def test_rows_much_larger_than_those_of_the_fit_are_refused(quantizer):
     x = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
     q = quantizer(num_codebooks=1, codebook_bits=2).fit(x)

@@ -173,9 +173,9 @@ def sweeps(draw):
 @given(sweeps())
 def test_sweep(assert_same, arguments):
     def compute(kernels):
-        values = arguments()
-        kernels.sweep(*values)
-        error, gradient, codes = values[:3]
+        error, gradient, codes, scale, codebooks, h, moves, fresh, *proposals = arguments()
+        for again in range(3):  # later proposals meet good codes, which they should not replace
+            kernels.sweep(error, gradient, codes, scale, codebooks, h, moves, fresh and not again, *proposals)
         return error, gradient, codes.base
 
     _, _, codes = assert_same(compute)
