@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from mcq.metric import Identity, Metric
@@ -132,7 +131,7 @@ def _solve_shared(problem: Problem, codes: Words, codebooks: Floats, scale: Floa
             normal[a * k : (a + 1) * k, b * k : (b + 1) * k] = counts.reshape(k, k)
     normal = np.triu(normal) + np.triu(normal, 1).T
     normal[np.diag_indices(size)] += RIDGE * (np.trace(normal) / size or 1.0)  # all scales may be zero
-    change = scipy.linalg.cho_solve(scipy.linalg.cho_factor(normal), right)
+    change = cpu.cholesky_solve(cpu.cholesky(normal), right)
     return change.reshape(codebooks.shape).astype(np.float32)
 
 
@@ -190,11 +189,11 @@ def _preconditioner(
     step = max(1, COUNT_FLOATS // k)
     for start in range(0, groups, step):
         part = range(start, min(start + step, groups))
-        h = np.stack([metric.block(slice(j * g, (j + 1) * g)).ravel() for j in part]).astype(np.float64)
+        h = np.stack([metric.block(slice(j * g, (j + 1) * g)).ravel() for j in part])
         for m in range(num_codebooks):
             cell = codes[:, part.start : part.stop, m].astype(np.intp) + np.arange(len(part)) * k
             uses = np.bincount(cell.ravel(), weight[:, part.start : part.stop].ravel(), len(part) * k)
-            blocks[m] += uses.reshape(len(part), k).T @ h
+            blocks[m] += cpu.matmul(uses.reshape(len(part), k).T.astype(np.float32, order="C"), h)
     square = blocks.reshape(num_codebooks, k, g, g)
     inverse = _inverse(square, RIDGE * np.einsum("mkgg->", square) / (num_codebooks * k * g))
     return lambda values: np.matmul(inverse, values[..., None])[..., 0]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mcq.errors import ConfigError, InputError
+from mcq_ext import cpu
 
 T = TypeVar("T")
 
@@ -272,7 +273,7 @@ def _require_psd(gram: NDArray[np.float64], name: str) -> None:
     diagonal = np.diagonal(gram).copy()
     np.fill_diagonal(gram, diagonal + PSD_TOLERANCE * diagonal.sum())
     try:
-        np.linalg.cholesky(gram)
+        cpu.cholesky(gram)
     except np.linalg.LinAlgError:
         smallest = float(np.linalg.eigvalsh(gram)[0]) / float(np.abs(gram).max())
         raise InputError(

@@ -39,6 +39,9 @@ cdef extern from "mcq_kernels.h" nogil:
         void (*pack_bits)(const uint16_t *, uint8_t *, size_t, size_t, unsigned) noexcept nogil
         void (*unpack_bits)(const uint8_t *, uint16_t *, size_t, size_t, unsigned) noexcept nogil
         void (*lut_sum)(const uint16_t *, const float *, float *, size_t, size_t, size_t, size_t, size_t) noexcept nogil
+        size_t (*cholesky_rows)(double *, size_t, size_t, size_t) noexcept nogil
+        void (*cholesky_update)(double *, size_t, size_t, size_t, size_t, size_t) noexcept nogil
+        void (*cholesky_solve)(const double *, double *, size_t, size_t) noexcept nogil
 
     const char *mcq_level_name(int)
     const mcq_kernels *mcq_level_kernels(int)
@@ -162,3 +165,20 @@ def lut_sum(const uint16_t[:, ::1] codes, const float[:, :, ::1] lut, float[:, :
     with nogil:
         kernels.lut_sum(&codes[0, 0], &lut[0, 0, 0], &out[0, 0], out.strides[0] // 4, lut.shape[0], codes.shape[0],
                         codes.shape[1], lut.shape[2])
+
+
+def cholesky_rows(double[:, ::1] a, size_t first, size_t last):
+    cdef size_t failed
+    with nogil:
+        failed = kernels.cholesky_rows(&a[0, 0], a.shape[0], first, last)
+    return failed
+
+
+def cholesky_update(double[:, ::1] a, size_t first, size_t last, size_t start, size_t stop):
+    with nogil:
+        kernels.cholesky_update(&a[0, 0], a.shape[0], first, last, start, stop)
+
+
+def cholesky_solve(const double[:, ::1] u, double[:, ::1] b):
+    with nogil:
+        kernels.cholesky_solve(&u[0, 0], &b[0, 0], b.shape[0], b.shape[1])

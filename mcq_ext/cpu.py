@@ -24,6 +24,8 @@ TILE = 8
 PAIR_TILES = 8
 #: Entries above which the search passes PAIR_TILES tiles of rows over each line of the table, as in search.inc.c.
 LARGE_K = 512
+#: Rows of a Cholesky factor that are finished together.
+FACTOR_ROWS = 32
 
 
 def _padded(k: int) -> int:
@@ -250,3 +252,41 @@ def lut_sum(codes: Words, lut: Floats) -> Floats:
     out = np.empty((lut.shape[0], codes.shape[0]), np.float32)
     split(lambda i, j: _core.lut_sum(codes[i:j], lut, out[:, i:j]), codes.shape[0])
     return out
+
+
+def cholesky(a: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the upper triangular U (n, n) with a = U^T U; `a` is symmetric.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If `a` is not positive definite.
+    """
+    u = np.triu(a)
+    n = len(u)
+    for first in range(0, n, FACTOR_ROWS):
+        last = min(first + FACTOR_ROWS, n)
+        if _core.cholesky_rows(u, first, last):
+            raise np.linalg.LinAlgError("the matrix is not positive definite")
+        _subtract_products(u, first, last)
+    return u
+
+
+def _subtract_products(u: NDArray[np.float64], first: int, last: int) -> None:
+    """Subtract the products with rows first to last from all rows below; long rows go with short ones."""
+    n = len(u)
+    half = (n - last) // 2
+
+    def rows(i: int, j: int) -> None:
+        _core.cholesky_update(u, first, last, last + i, last + j)
+        _core.cholesky_update(u, first, last, n - j, n - i)
+
+    split(rows, half)
+    _core.cholesky_update(u, first, last, last + half, n - half)
+
+
+def cholesky_solve(u: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (U^T U)^-1 b for U of `cholesky` and b (n, k)."""
+    solution = np.array(b, order="C")
+    _core.cholesky_solve(u, solution)
+    return solution

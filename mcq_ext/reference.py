@@ -285,3 +285,28 @@ def lut_sum(codes: Words, lut: Floats) -> Floats:
     for m in range(1, lut.shape[1]):
         total += lut[:, m, codes[:, m]]
     return total
+
+
+def cholesky(a: NDArray[np.float64]) -> NDArray[np.float64]:
+    """See `mcq_ext.cpu.cholesky`; every element is one chain of subtractions in ascending order."""
+    u = np.triu(a)
+    for p in range(len(u)):
+        if not u[p, p] > 0:
+            raise np.linalg.LinAlgError("the matrix is not positive definite")
+        u[p, p] = np.sqrt(u[p, p])
+        u[p, p + 1 :] /= u[p, p]
+        u[p + 1 :, p + 1 :] -= np.triu(np.outer(u[p, p + 1 :], u[p, p + 1 :]))
+    return u
+
+
+def cholesky_solve(u: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """See `mcq_ext.cpu.cholesky_solve`."""
+    x = np.array(b, order="C")
+    for p in range(len(u)):
+        x[p] /= u[p, p]
+        x[p + 1 :] -= u[p, p + 1 :, None] * x[p]
+    for p in reversed(range(len(u))):
+        for i in range(p + 1, len(u)):
+            x[p] -= u[p, i] * x[i]
+        x[p] /= u[p, p]
+    return x

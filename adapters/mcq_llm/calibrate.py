@@ -67,15 +67,49 @@ class Stream:
         inputs : list of tensor, each of shape (batch, window, inputs)
             What it receives, for every batch.
         """
-        calls = [
-            lambda hidden=hidden, extras=extras[index]: block(hidden, *extras[0], **extras[1])
-            for hidden, extras in zip(self.hidden, self._extras, strict=True)
-        ]
-        for name, values in step_through(calls, layers):
+        for name, values in step_through(self._calls(index, block), layers):
             if name:
                 yield name, values
             else:
-                self.hidden = [value if isinstance(value, torch.Tensor) else value[0] for value in values]
+                self.hidden = [_hidden(value) for value in values]
+
+    def record(self, index: int, block: nn.Module, layers: dict[str, nn.Module]) -> dict[str, list[torch.Tensor]]:
+        """Move all hidden states through `block` without a pause, and return what each of `layers` receives.
+
+        Returns
+        -------
+        dict of str to list of tensor
+            First inputs for every batch, rounded to bfloat16: they only serve averages over many tokens. Layers that
+            receive the same tensor share its copy.
+        """
+        inputs: dict[str, list[torch.Tensor]] = {}
+        first: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # what each layer of this call received, and its copy
+
+        def note(name: str, received: torch.Tensor) -> None:
+            known = next((copy for tensor, copy in first.values() if _same(tensor, received)), None)
+            first.setdefault(name, (received, received.to(torch.bfloat16) if known is None else known))
+
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
+            for name, layer in layers.items()
+        ]
+        calls, self.hidden = self._calls(index, block), []
+        with torch.inference_mode():
+            for call in calls:
+                self.hidden.append(_hidden(call()))
+                for name, (_, copy) in first.items():
+                    inputs.setdefault(name, []).append(copy)
+                first.clear()
+        for hook in hooks:
+            hook.remove()
+        return inputs
+
+    def _calls(self, index: int, block: nn.Module) -> list[Callable[[], Any]]:
+        """Return the forward pass of `block`, number `index`, for every batch."""
+        return [
+            lambda hidden=hidden, extras=extras[index]: block(hidden, *extras[0], **extras[1])
+            for hidden, extras in zip(self.hidden, self._extras, strict=True)
+        ]
 
 
 def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple[torch.Tensor, list[Extras]]:
@@ -159,36 +193,27 @@ def calibrated_layers(
     block, prefix = blocks.modules[index], f"{blocks.name}.{index}."
     working = block if stream.dtype == torch.float32 else copy.deepcopy(block).to(stream.dtype)
     layers = {name: layer for name, layer in linear_layers(working, prefix).items() if name in wanted}
-    steps = stream.through(index, working, layers)
-    reference = None
-    if original is not None:
-        untouched = copy.deepcopy(working)
-        stops = {name: untouched.get_submodule(name.removeprefix(prefix)) for name in layers}
-        reference = original.through(index, untouched, stops)
+    # The block is still as it was, so the original stream can go ahead.
+    originals = {} if original is None else original.record(index, working, layers)
     seen: list[tuple[torch.Tensor, Statistics]] = []
     done: set[str] = set()
-    for name, inputs, originals in _paired(steps, reference):
+    for name, inputs in stream.through(index, working, layers):
         if name in done:
             continue  # a layer that computes twice is fitted to its first inputs
         done.add(name)
         statistics = next((known for tensor, known in seen if _same(tensor, inputs[0])), None)
         if statistics is None:
-            statistics = Statistics.collect(inputs, originals, name)
+            statistics = Statistics.collect(inputs, originals.get(name), name)
             seen.append((inputs[0], statistics))  # held, so that its memory cannot be taken by another tensor
         inputs.clear()  # the largest activations: not to be held while the block goes on
+        originals.pop(name, None)
         layer = block.get_submodule(name.removeprefix(prefix))
         yield name, [layer] if working is block else [layer, layers[name]], statistics
 
 
-def _paired(
-    steps: Iterator[tuple[str, Inputs]], reference: Iterator[tuple[str, Inputs]] | None
-) -> Iterator[tuple[str, Inputs, Inputs | None]]:
-    if reference is None:
-        for name, inputs in steps:
-            yield name, inputs, None
-    else:
-        for (name, inputs), (_, originals) in zip(steps, reference, strict=True):
-            yield name, inputs, originals
+def _hidden(result: Any) -> torch.Tensor:
+    """Return the hidden states from what a block returns."""
+    return result if isinstance(result, torch.Tensor) else result[0]
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -41,7 +41,8 @@ def quantize_command(
         list[str] | None,
         typer.Option(help="PATTERN=codebooks:3,bits:8,group:8,scale:row or PATTERN=dense; the last match wins."),
     ] = None,
-    target: Annotated[str, typer.Option(help="What layers reproduce: quantized or original (see docs).")] = "quantized",
+    target: Annotated[str, typer.Option(help="What layers reproduce: original or quantized (see docs).")] = "original",
+    correction: Annotated[float, typer.Option(help="How far to go towards the original outputs, 0 to 1.")] = 0.5,
     precision: Annotated[str, typer.Option(help="Of the calibration pass: float32 or bfloat16.")] = "float32",
     dense: Annotated[bool, typer.Option("--dense", help="Write ordinary weights instead of AQLM codes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -67,6 +68,7 @@ def quantize_command(
         seed=seed,
         dense=dense,
         target=target,
+        correction=correction,
         precision=precision,
     )
     if dry_run:

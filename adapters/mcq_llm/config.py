@@ -157,8 +157,8 @@ class Options:
     batch: int = 2
     seed: int = 0
     dense: bool = False
-    target: str = "quantized"
-    correction: float = 1.0
+    target: str = "original"
+    correction: float = 0.5
     damping: float = 0.01
     precision: str = "float32"
 

@@ -38,7 +38,7 @@ class Triangular:
     def __init__(self, metric: Metric, d: int, group_size: int) -> None:
         h = metric.block(slice(0, d)).astype(np.float64)
         h[np.diag_indices(d)] += DAMPING * (np.trace(h) / d or 1.0)
-        upper = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
+        upper = cpu.cholesky(h[::-1, ::-1]).T[::-1, ::-1]
         self.matrix = np.zeros((d, d), np.float32)
         for start in range(0, d, group_size):
             own = slice(start, start + group_size)

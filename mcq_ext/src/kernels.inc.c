@@ -8,6 +8,7 @@
 #include "beam.inc.c"
 #include "sweep.inc.c"
 #include "codes.inc.c"
+#include "factor.inc.c"
 
 const mcq_kernels MCQ_TABLE = {
     .matmul = matmul,
@@ -21,4 +22,7 @@ const mcq_kernels MCQ_TABLE = {
     .pack_bits = pack_bits,
     .unpack_bits = unpack_bits,
     .lut_sum = lut_sum,
+    .cholesky_rows = cholesky_rows,
+    .cholesky_update = cholesky_update,
+    .cholesky_solve = cholesky_solve,
 };

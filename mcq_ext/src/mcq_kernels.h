@@ -77,6 +77,11 @@ typedef struct {
     /* out_qn = sum over m of lut[q, m, codes[n, m]], in order of m. */
     void (*lut_sum)(const uint16_t *codes_nM, const float *lut_qMK, float *out_qn, size_t out_stride,
                     size_t q, size_t n, size_t M, size_t K);
+
+    /* Cholesky factorisation A = U^T U in double, in place on the upper triangle, see the bodies. */
+    size_t (*cholesky_rows)(double *a_nn, size_t n, size_t first, size_t last);
+    void (*cholesky_update)(double *a_nn, size_t n, size_t first, size_t last, size_t from, size_t to);
+    void (*cholesky_solve)(const double *u_nn, double *b_nk, size_t n, size_t k);
 } mcq_kernels;
 
 /* Levels from slowest to fastest; mcq_level_name(i) is NULL past the last one that this CPU runs. */

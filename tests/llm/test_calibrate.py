@@ -72,7 +72,9 @@ def test_cross_statistics_pair_the_original_inputs_with_the_drifted_ones(make_mo
     collected = walk(model, windows, change=shrink, original=True)
     drifted = inputs_of_layers(model, collected, windows)
     for name, x in inputs_of_layers(make_model("llama"), collected, windows).items():
-        np.testing.assert_allclose(collected[name].cross, x.T @ drifted[name] / len(x), rtol=1e-4, atol=1e-6)
+        exact = x.T @ drifted[name] / len(x)
+        # the original inputs are kept in bfloat16: eight bits, averaged over the rows
+        assert np.linalg.norm(collected[name].cross - exact) < 2e-3 * np.linalg.norm(exact)
 
 
 def test_bfloat16_changes_the_statistics_little_and_the_model_not_at_all(make_model, windows):
