@@ -102,8 +102,9 @@ class AdditiveQuantizer(Quantizer):
 
     Notes
     -----
-    A round costs O(n d K^2 / g) for M = 2 and O(n d^2) for a Gram, both linear in rows; memory is a few copies of x
-    and 32 MiB of tables. Same seed, same result at every thread count, SIMD level and batch split.
+    A round costs O(n d K^2 / g) for M = 2 and O(n d^2) for a Gram, both linear in rows; memory is a few copies of x,
+    32 MiB of tables, and for the least squares under a metric other than the identity up to 128 MiB per codebook of
+    16 bits. Same seed, same result at every thread count, SIMD level and batch split.
 
     References
     ----------
