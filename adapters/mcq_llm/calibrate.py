@@ -49,7 +49,7 @@ class Stream:
         self.dtype = dtype
         captured = [_capture(model, blocks, ids) for ids in torch.split(windows, batch)]
         self.hidden = [hidden.to(dtype) for hidden, _ in captured]
-        self._extras = [_cast(extras, dtype) for _, extras in captured]
+        self._extras = [_cast(extras, dtype, {}) for _, extras in captured]
 
     def copy(self) -> Stream:
         """Return a stream that starts where this one stands and goes its own way."""
@@ -152,14 +152,14 @@ def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple
     return first[0], extras
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Convert every floating-point tensor inside nested tuples, lists and dicts."""
+def _cast(value: Any, dtype: torch.dtype, known: dict[int, torch.Tensor]) -> Any:
+    """Convert every floating-point tensor inside nested tuples, lists and dicts; what was shared stays shared."""
     if isinstance(value, torch.Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
+        return known.setdefault(id(value), value.to(dtype)) if value.is_floating_point() else value
     if isinstance(value, (tuple, list)):
-        return type(value)(_cast(item, dtype) for item in value)
+        return type(value)(_cast(item, dtype, known) for item in value)
     if isinstance(value, dict):
-        return {key: _cast(item, dtype) for key, item in value.items()}
+        return {key: _cast(item, dtype, known) for key, item in value.items()}
     return value
 
 
