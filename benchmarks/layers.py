@@ -41,7 +41,8 @@ def plot(results: dict[str, list[tuple[str, float, float]]], path: str) -> None:
                 panel.plot(seconds, error, "s", color="#b23a48", label="AQLM procedure")
             else:
                 panel.annotate(method.split()[0], (seconds, error), xytext=(3, 4), textcoords="offset points", size=8)
-        panel.set(title=layer, xscale="log", xlabel="seconds, two cores", ylim=(0, None))
+        panel.set(title=layer, xscale="log", xlabel="seconds", ylim=(0, 1.15 * max(run[1] for run in runs)))
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(alpha=0.25)
     np.atleast_1d(panels)[0].set_ylabel("relative error")
     np.atleast_1d(panels)[-1].legend(frameon=False, fontsize=8, loc="lower left")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ class Stream:
     def _calls(self, index: int, block: nn.Module) -> list[Callable[[], Any]]:
         """Return the forward pass of `block`, number `index`, for every batch."""
         return [
-            lambda hidden=hidden, extras=extras[index]: block(hidden, *extras[0], **extras[1])
+            partial(block, hidden, *extras[index][0], **extras[index][1])
             for hidden, extras in zip(self.hidden, self._extras, strict=True)
         ]
 
