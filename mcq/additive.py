@@ -15,7 +15,7 @@ from mcq.errors import InputError
 from mcq.metric import Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
-from mcq.scales import Scale, refit_scale, start_scale, stored_scale
+from mcq.scales import Scale, refit_scale, start_scale, stored_scale, to_float16
 from mcq.validate import in_range, one_of
 from mcq_ext import cpu
 
@@ -226,7 +226,7 @@ class AdditiveQuantizer(Quantizer):
             codebooks = refit(problem, codes, codebooks, search.spread(scale), CONJUGATE_STEPS)
             scale = refit_scale(problem, codes, codebooks, scale, config.scale)
             progress(done + 1, config.rounds + 1)
-        stored = codebooks.astype(np.float16)
+        stored = to_float16(codebooks)
         scale = stored_scale(scale)
         search.improve(codes, stored.astype(np.float32), scale)
         progress(config.rounds + 1, config.rounds + 1)

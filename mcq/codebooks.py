@@ -139,6 +139,7 @@ def _solve_conjugate(problem: Problem, codes: Words, codebooks: Floats, scale: F
     """Return the change of the codebooks after some steps of preconditioned conjugate gradients."""
     k = codebooks.shape[1]
     precondition = _preconditioner(problem.metric, codes, scale, codebooks.shape)
+    ridge = np.float32(RIDGE * _mean_diagonal(problem, scale, k))
 
     def gather(weighted: Floats) -> Floats:
         return cpu.scatter_add(codes, weighted, scale, k).astype(np.float32)
@@ -156,7 +157,7 @@ def _solve_conjugate(problem: Problem, codes: Words, codebooks: Floats, scale: F
     for _ in range(iterations):
         if power <= enough:
             break
-        image = gather(weigh(cpu.decode(codes, direction, scale)))
+        image = gather(weigh(cpu.decode(codes, direction, scale))) + ridge * direction
         curvature = _dot(direction, image)
         if curvature <= 0:
             break
@@ -167,6 +168,14 @@ def _solve_conjugate(problem: Problem, codes: Words, codebooks: Floats, scale: F
         previous, power = power, _dot(residual, preconditioned)
         direction = preconditioned + np.float32(power / previous) * direction
     return change
+
+
+def _mean_diagonal(problem: Problem, scale: Floats, num_entries: int) -> float:
+    """Return the mean over entries and coordinates of the diagonal of the normal matrix, sum of scale^2 H_jj."""
+    groups, g = problem.num_groups, problem.group_size
+    weight = np.square(scale, dtype=np.float64).sum(0)
+    traces = problem.metric.diagonal(groups * g).reshape(groups, g).sum(1, dtype=np.float64)
+    return float(weight @ traces) / (num_entries * g)
 
 
 def _preconditioner(

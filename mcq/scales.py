@@ -28,7 +28,12 @@ def start_scale(problem: Problem, kind: Scale) -> Floats:
 
 def stored_scale(scale: NDArray[np.floating]) -> Floats:
     """Round factors to what float16 holds."""
-    return np.clip(scale, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16).astype(np.float32)
+    return to_float16(scale).astype(np.float32)
+
+
+def to_float16(values: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Round to float16; what is beyond its range goes to its end."""
+    return np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
 
 
 def refit_scale(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, kind: Scale) -> Floats:
