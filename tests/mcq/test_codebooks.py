@@ -215,3 +215,16 @@ def test_refit_of_scales_never_raises_the_distortion(seed, metric, kind):
 def test_refit_without_scales_leaves_the_ones():
     case = Fitting(0, kind="none")
     assert refit_scale(case.problem, case.codes, case.codebooks, case.scale, "none") is case.scale
+
+
+def test_an_entry_that_hardly_counts_stays_near_its_place():
+    """Least squares alone would move the entry of a tiny scale by 1e4 times the size of the data."""
+    rng = rng_of(0)
+    factor = normal(rng, 16, 16)
+    problem = Problem.arrange(normal(rng, 64, 16), mcq.Gram(factor @ factor.T), 8)
+    codes, scale = np.zeros((64, 2, 1), np.uint16), np.ones((64, 2), np.float32)
+    codes[0], scale[0] = 1, 1e-4
+    start = normal(rng, 1, 2, 8)
+    moved = np.abs(refit(problem, codes, start, scale, 8) - start)[0].max(1)
+    assert moved[0] > 0.1
+    assert moved[1] < 0.1
