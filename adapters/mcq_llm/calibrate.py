@@ -95,14 +95,16 @@ class Stream:
             for name, layer in layers.items()
         ]
         calls, self.hidden = self._calls(index, block), []
-        with torch.inference_mode():
-            for call in calls:
-                self.hidden.append(_hidden(call()))
-                for name, (_, copy) in first.items():
-                    inputs.setdefault(name, []).append(copy)
-                first.clear()
-        for hook in hooks:
-            hook.remove()
+        try:
+            with torch.inference_mode():
+                for call in calls:
+                    self.hidden.append(_hidden(call()))
+                    for name, (_, copy) in first.items():
+                        inputs.setdefault(name, []).append(copy)
+                    first.clear()
+        finally:
+            for hook in hooks:
+                hook.remove()
         return inputs
 
     def _calls(self, index: int, block: nn.Module) -> list[Callable[[], Any]]:

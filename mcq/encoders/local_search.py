@@ -102,9 +102,8 @@ def sweep(
     Costs O(n G K^2) for each joint move and O(n d^2) for the metric; memory O(n d) and `BLOCK_BYTES` for pair tables.
     """
     num_codebooks, k, g = codebooks.shape
-    if isinstance(
-        metric, Identity
-    ):  # groups are strangers then: treat each as a row of its own, under one set of tables
+    # Groups are strangers under the identity: each is treated as a row of its own, under one set of tables.
+    if isinstance(metric, Identity):
         n, groups, _ = codes.shape
         x, codes = x.reshape(-1, g), codes.reshape(n * groups, 1, -1)
         scale = np.ascontiguousarray(np.broadcast_to(scale, (n, groups))).reshape(-1, 1)
