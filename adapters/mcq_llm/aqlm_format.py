@@ -78,7 +78,7 @@ class StoredLayer:
     def weight(self) -> torch.Tensor:
         """Return the weight that the codes stand for: shape (outputs, inputs), float32."""
         codebooks, scales = torch.from_numpy(self.codebooks).float(), torch.from_numpy(self.scales).float()
-        return _decode(torch.from_numpy(self.codes.astype(np.int64)), codebooks, scales)[:, : self.inputs].contiguous()
+        return decode(torch.from_numpy(self.codes.astype(np.int64)), codebooks, scales)[:, : self.inputs].contiguous()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors of the layer in an AQLM checkpoint."""
@@ -92,7 +92,7 @@ class StoredLayer:
         }
 
 
-def _decode(codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def decode(codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Return scale * (sum of the chosen entries), in the order of operations of the loaders."""
     groups = codebooks[0][codes[..., 0]]
     for m in range(1, len(codebooks)):
@@ -122,7 +122,7 @@ def densify(model: nn.Module) -> nn.Module:
         if isinstance(layer, QuantizedLinear):
             dense = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
             codes = layer.codes.long() % layer.codebook_size
-            weight = _decode(codes, layer.codebooks[:, :, 0], layer.scales[:, :, 0, 0])
+            weight = decode(codes, layer.codebooks[:, :, 0], layer.scales[:, :, 0, 0])
             dense.weight = nn.Parameter(weight, requires_grad=False)
             dense.bias = layer.bias
             model.set_submodule(name, dense)
