@@ -27,9 +27,9 @@ class Blocks:
     name: str
     modules: nn.ModuleList
 
-    def layers(self, index: int) -> dict[str, nn.Module]:
-        """Return the linear layers of block `index` by their full names."""
-        return linear_layers(self.modules[index], f"{self.name}.{index}.")
+    def layers(self, index: int, block: nn.Module | None = None) -> dict[str, nn.Module]:
+        """Return the linear layers of block `index`, or of `block` as its copy, by their full names."""
+        return linear_layers(self.modules[index] if block is None else block, f"{self.name}.{index}.")
 
 
 def find_blocks(model: nn.Module) -> Blocks:

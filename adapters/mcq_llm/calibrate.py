@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -11,12 +12,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mcq_llm.blocks import Blocks, linear_layers
-from mcq_llm.moments import Statistics
-from mcq_llm.stepping import step_through
+from mcq_llm.blocks import Blocks
+from mcq_llm.moments import Moments, Statistics
+from mcq_llm.stages import run_stage, same_tensor
 
-Inputs = list[torch.Tensor]
 Extras = tuple[tuple[Any, ...], dict[str, Any]]
+Recorded = list[dict[str, torch.Tensor]]
 
 
 class _Captured(Exception):
@@ -29,6 +30,7 @@ class Stream:
     Parameters
     ----------
     model : PreTrainedModel
+        From now on its parameters ask for no gradients.
     blocks : Blocks
         Of `model`.
     windows : tensor of shape (sequences, window), int64
@@ -47,6 +49,7 @@ class Stream:
     def __init__(
         self, model: PreTrainedModel, blocks: Blocks, windows: torch.Tensor, batch: int, dtype: torch.dtype
     ) -> None:
+        model.requires_grad_(False)
         self.dtype = dtype
         captured = [_capture(model, blocks, ids) for ids in torch.split(windows, batch)]
         self.hidden = [hidden.to(dtype) for hidden, _ in captured]
@@ -54,65 +57,109 @@ class Stream:
 
     def copy(self) -> Stream:
         """Return a stream that starts where this one stands and goes its own way."""
-        twin = object.__new__(Stream)
-        twin.__dict__.update(self.__dict__)
+        twin = copy.copy(self)
+        twin.hidden = list(self.hidden)
         return twin
 
-    def through(self, index: int, block: nn.Module, layers: dict[str, nn.Module]) -> Iterator[tuple[str, Inputs]]:
-        """Move all hidden states through `block`, number `index`, pausing before each of `layers`.
+    def working_copy(self, block: nn.Module) -> nn.Module:
+        """Return `block` itself if it computes in the precision of the stream, else a copy that does."""
+        return block if self.dtype == torch.float32 else copy.deepcopy(block).to(self.dtype)
 
-        Yields
-        ------
-        name : str
-            The layer that is about to compute.
-        inputs : list of tensor, each of shape (batch, window, inputs)
-            What it receives, for every batch.
-        """
-        for name, values in step_through(self._calls(index, block), layers):
-            if name:
-                yield name, values
-            else:
-                self.hidden = [_hidden(value) for value in values]
+    def calls(self, index: int, block: nn.Module) -> list[Callable[[], torch.Tensor]]:
+        """Return the forward pass of `block`, number `index`, for every batch."""
+        return [partial(self._call, block, index, batch) for batch in range(len(self.hidden))]
 
-    def record(self, index: int, block: nn.Module, layers: dict[str, nn.Module]) -> dict[str, list[torch.Tensor]]:
-        """Move all hidden states through `block` without a pause, and return what each of `layers` receives.
+    def advance(self, index: int, block: nn.Module) -> None:
+        """Move all hidden states through `block`, number `index`."""
+        with torch.no_grad():
+            for batch, call in enumerate(self.calls(index, block)):
+                self.hidden[batch] = call()
+
+    def record(self, index: int, block: nn.Module, layers: Mapping[str, nn.Module]) -> Recorded:
+        """Move all hidden states through `block`, and return what each of `layers` received on the way.
 
         Returns
         -------
-        dict of str to list of tensor
-            First inputs for every batch, rounded to bfloat16: they only serve averages over many tokens. Layers that
-            receive the same tensor share its copy.
+        list of dict of str to tensor
+            For every batch the first input of each layer, rounded to bfloat16: it only serves averages over many
+            tokens. Layers that receive the same tensor share its copy.
         """
-        inputs: dict[str, list[torch.Tensor]] = {}
-        first: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # what each layer of this call received, and its copy
+        recorded: Recorded = [{} for _ in self.hidden]
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # in this pass: inputs, and their copies
 
-        def note(name: str, received: torch.Tensor) -> None:
-            known = next((copy for tensor, copy in first.values() if _same(tensor, received)), None)
-            first.setdefault(name, (received, received.to(torch.bfloat16) if known is None else known))
+        def note(name: str, inputs: torch.Tensor) -> None:
+            if inputs.shape[:-1].numel() != self.hidden[batch].shape[:-1].numel():
+                return  # tokens routed to one of several layers: those of the quantized model may be others
+            found = next((kept for tensor, kept in seen if same_tensor(tensor, inputs)), None)
+            kept = inputs.to(torch.bfloat16) if found is None else found
+            seen.append((inputs, kept))
+            recorded[batch].setdefault(name, kept)
 
-        hooks = [
-            layer.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
-            for name, layer in layers.items()
-        ]
-        calls, self.hidden = self._calls(index, block), []
-        try:
-            with torch.inference_mode():
-                for call in calls:
-                    self.hidden.append(_hidden(call()))
-                    for name, (_, copy) in first.items():
-                        inputs.setdefault(name, []).append(copy)
-                    first.clear()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return inputs
+        with ExitStack() as exits, torch.no_grad():
+            for name, layer in layers.items():
+                hook = layer.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
+                exits.callback(hook.remove)
+            for batch, call in enumerate(self.calls(index, block)):
+                self.hidden[batch] = call()
+                seen.clear()
+        return recorded
 
-    def _calls(self, index: int, block: nn.Module) -> list[Callable[[], Any]]:
-        """Return the forward pass of `block`, number `index`, for every batch."""
-        return [
-            partial(block, hidden, *extras[index][0], **extras[index][1])
-            for hidden, extras in zip(self.hidden, self._extras, strict=True)
-        ]
+    def _call(self, block: nn.Module, index: int, batch: int) -> torch.Tensor:
+        args, kwargs = self._extras[batch][index]
+        result = block(self.hidden[batch], *args, **kwargs)
+        hidden: torch.Tensor = result if isinstance(result, torch.Tensor) else result[0]
+        return hidden
+
+
+def calibrated_stages(
+    calls: Sequence[Callable[[], torch.Tensor]], layers: Mapping[str, nn.Module], originals: Recorded | None
+) -> Iterator[dict[str, Statistics]]:
+    """Run a block up to each stage and gather the statistics of what its layers receive.
+
+    The caller overwrites the weights of the layers of a stage before it asks for the next.
+
+    Parameters
+    ----------
+    calls : sequence of callable
+        Forward passes of the block as it is quantized so far, one per batch.
+    layers : mapping of str to Module
+        The layers to stop at.
+    originals : list of dict of str to tensor, or None
+        What the layers receive in the original model, of `Stream.record`; let go as the stages pass.
+
+    Yields
+    ------
+    dict of str to Statistics
+        By layer, in order of execution; layers with the same input share one.
+    """
+    unfinished = dict(layers)
+    while unfinished:
+        stage = _gather(calls, unfinished, originals)
+        if not stage:
+            return
+        yield stage
+        for name in stage:
+            del unfinished[name]
+            for batch in originals or []:
+                batch.pop(name, None)
+
+
+def _gather(
+    calls: Sequence[Callable[[], torch.Tensor]], layers: Mapping[str, nn.Module], originals: Recorded | None
+) -> dict[str, Statistics]:
+    """Return the statistics of the next stage."""
+    moments: dict[str, Moments] = {}
+    firsts: dict[str, str] = {}  # by layer: the first one with the same input
+
+    def receive(batch: int, name: str, first: str, inputs: torch.Tensor) -> None:
+        firsts.setdefault(name, first)
+        if firsts[name] == name:
+            original = None if originals is None else originals[batch].get(name)
+            moments.setdefault(name, Moments(inputs.shape[-1])).add(inputs, original)
+
+    stage = run_stage(calls, layers, receive)
+    statistics = {name: moments[name].statistics(name) for name in moments}
+    return {name: statistics[firsts[name]] for name in stage}
 
 
 def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple[torch.Tensor, list[Extras]]:
@@ -143,7 +190,7 @@ def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple
     for block in blocks.modules[1:]:
         block.forward = lambda *args, **kwargs: result[0]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             model(ids, use_cache=False)
     except _Captured:
         pass
@@ -164,60 +211,3 @@ def _cast(value: Any, dtype: torch.dtype, known: dict[int, torch.Tensor]) -> Any
     if isinstance(value, dict):
         return {key: _cast(item, dtype, known) for key, item in value.items()}
     return value
-
-
-def calibrated_layers(
-    blocks: Blocks, index: int, wanted: Collection[str], stream: Stream, original: Stream | None
-) -> Iterator[tuple[str, list[nn.Module], Statistics]]:
-    """Move the streams through one block, stopping at each wanted layer with the statistics of its inputs.
-
-    The caller overwrites the weight of each layer before it asks for the next.
-
-    Parameters
-    ----------
-    blocks : Blocks
-    index : int
-        Of the block.
-    wanted : collection of str
-        Full names of the layers to stop at.
-    stream : Stream
-        In the model as quantized so far.
-    original : Stream or None
-        In the original model.
-
-    Yields
-    ------
-    name : str
-    layers : list of Module
-        The layer, and the copy that computes in the stream's precision if that differs.
-    statistics : Statistics
-        Shared by all layers that receive the same input.
-    """
-    block, prefix = blocks.modules[index], f"{blocks.name}.{index}."
-    working = block if stream.dtype == torch.float32 else copy.deepcopy(block).to(stream.dtype)
-    layers = {name: layer for name, layer in linear_layers(working, prefix).items() if name in wanted}
-    # The block is still as it was, so the original stream can go ahead.
-    originals = {} if original is None else original.record(index, working, layers)
-    seen: list[tuple[torch.Tensor, Statistics]] = []
-    done: set[str] = set()
-    for name, inputs in stream.through(index, working, layers):
-        if name in done:
-            continue  # a layer that computes twice is fitted to its first inputs
-        done.add(name)
-        statistics = next((known for tensor, known in seen if _same(tensor, inputs[0])), None)
-        if statistics is None:
-            statistics = Statistics.collect(inputs, originals.get(name), name)
-            seen.append((inputs[0], statistics))  # held, so that its memory cannot be taken by another tensor
-        inputs.clear()  # the largest activations: not to be held while the block goes on
-        originals.pop(name, None)
-        layer = block.get_submodule(name.removeprefix(prefix))
-        yield name, [layer] if working is block else [layer, layers[name]], statistics
-
-
-def _hidden(result: Any) -> torch.Tensor:
-    """Return the hidden states from what a block returns."""
-    return result if isinstance(result, torch.Tensor) else result[0]
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()

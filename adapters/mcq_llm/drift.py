@@ -33,8 +33,10 @@ def corrected_weight(
     strength : float
         0 keeps `weight`, 1 corrects in full.
     """
-    damped = gram + damping * np.mean(np.diag(gram)) * np.eye(len(gram))
     # W* - W = W (X - X')^T X' (X'^T X')^-1, so that damping shrinks the correction and not the weight.
-    correction = cho_solve(cho_factor(damped), (cross - gram).T @ weight.T.astype(np.float64)).T
-    target: NDArray[np.float32] = (weight + strength * correction).astype(np.float32)
+    correction = (cross - gram).T @ weight.T.astype(np.float64)
+    damped = gram.copy()
+    np.fill_diagonal(damped, np.diag(gram) + damping * np.mean(np.diag(gram)))
+    correction = cho_solve(cho_factor(damped, overwrite_a=True), correction, overwrite_b=True)
+    target: NDArray[np.float32] = (weight + strength * correction.T).astype(np.float32)
     return target

@@ -1,8 +1,7 @@
-"""What calibration keeps of the inputs of a layer: Gram matrices, and nothing that grows with the text."""
+"""What calibration keeps of the inputs of a layer: moments, and nothing that grows with the text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,51 +31,60 @@ class Statistics:
     cross: NDArray[np.float64] | None
     metric: mcq.Gram
 
-    @classmethod
-    def collect(cls, inputs: Sequence[torch.Tensor], originals: Sequence[torch.Tensor] | None, name: str) -> Statistics:
-        """Gather the statistics of layer `name` over all batches, each of shape (..., d)."""
-        own = gram(inputs)
-        if not np.isfinite(own).all():
+
+class Moments:
+    """Sums over the inputs of a layer, batch by batch.
+
+    Products are summed in float32 within a batch, in float64 over the batches.
+
+    Parameters
+    ----------
+    width : int
+        Number of inputs d.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._gram = np.zeros((width, width))  # lower triangle
+        self._cross: NDArray[np.float64] | None = None
+        self._rows = self._paired = 0
+
+    def add(self, inputs: torch.Tensor, original: torch.Tensor | None) -> None:
+        """Take in one batch.
+
+        Parameters
+        ----------
+        inputs : tensor of shape (..., d)
+        original : tensor of shape (..., d), or None
+            The same rows in the original model. Rows that were routed elsewhere there have no counterpart: a batch
+            with another number of rows does not count.
+        """
+        x = _rows(inputs)
+        self._gram += ssyrk(1.0, x.T, lower=True)  # half the work of a general product
+        self._rows += len(x)
+        if original is not None and original.shape == inputs.shape:
+            product = _rows(original).T @ x
+            if self._cross is None:
+                self._cross = product.astype(np.float64)
+            else:
+                self._cross += product
+            self._paired += len(x)
+
+    def statistics(self, name: str) -> Statistics:
+        """Return the moments of layer `name`; ends the collection, whose memory they take over."""
+        gram = self._gram
+        gram /= self._rows
+        for row in range(len(gram)):
+            gram[row, row:] = gram[row:, row]
+        if not np.isfinite(gram).all():
             raise InputError(
                 f"the activations that reach {name} must be finite, but hold NaN or infinity; "
                 f"check that the model itself computes finite outputs on this text, and calibrate in float32"
             )
-        return cls(own, None if originals is None else cross_gram(originals, inputs), mcq.Gram(own))
-
-
-def gram(inputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:
-    """Return X^T X / rows over all rows x of all `inputs`.
-
-    Parameters
-    ----------
-    inputs : sequence of tensor, each of shape (..., d)
-
-    Returns
-    -------
-    array of shape (d, d), float64
-        Summed in float32 within a batch, in float64 over the batches.
-    """
-    width = inputs[0].shape[-1]
-    total, rows = np.zeros((width, width)), 0
-    for batch in inputs:
-        x = _rows(batch)
-        total += ssyrk(1.0, x.T, lower=True)  # half the work of a general product; fills one triangle
-        rows += len(x)
-    total /= rows
-    total += np.tril(total, -1).T
-    return total
-
-
-def cross_gram(originals: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:
-    """Return X^T X' / rows, with X the rows of `originals` and X' the same rows of `inputs`: shape (d, d)."""
-    width = inputs[0].shape[-1]
-    total, rows = np.zeros((width, width)), 0
-    for original, batch in zip(originals, inputs, strict=True):
-        x = _rows(batch)
-        total += _rows(original).T @ x
-        rows += len(x)
-    return total / rows
+        if self._cross is not None and self._paired == self._rows:
+            self._cross /= self._rows
+            return Statistics(gram, self._cross, mcq.Gram(gram))
+        return Statistics(gram, None, mcq.Gram(gram))
 
 
 def _rows(batch: torch.Tensor) -> NDArray[np.float32]:
-    return batch.float().reshape(-1, batch.shape[-1]).numpy()
+    return batch.detach().float().reshape(-1, batch.shape[-1]).numpy()

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from mcq_llm.aqlm_format import StoredLayer
 from mcq_llm.baseline import round_to_nearest
 from mcq_llm.blocks import find_blocks, get_weight, set_weight
-from mcq_llm.calibrate import Stream, calibrated_layers
+from mcq_llm.calibrate import Stream, calibrated_stages
 from mcq_llm.config import Options
 from mcq_llm.drift import corrected_weight
 from mcq_llm.memory import peak_megabytes
@@ -93,12 +93,18 @@ def quantize(
     stored: dict[str, StoredLayer] = {}
     work = sum(layer.entries for layer in planned.values())
     with tqdm(total=work, unit="w", unit_scale=True, desc="quantizing", smoothing=0) as bar:
-        for index in range(len(blocks.modules)):
-            for name, layers, statistics in calibrated_layers(blocks, index, planned.keys(), stream, original):
-                bar.set_postfix_str(name.removeprefix(f"{blocks.name}."))
-                stored[name], line = quantize_layer(planned[name], layers, statistics, options)
-                report(line)
-                bar.update(planned[name].entries)
+        for index, block in enumerate(blocks.modules):
+            working = stream.working_copy(block)
+            layers = {name: layer for name, layer in blocks.layers(index, working).items() if name in planned}
+            originals = None if original is None else original.record(index, working, layers)
+            for stage in calibrated_stages(stream.calls(index, working), layers, originals):
+                for name, statistics in stage.items():
+                    bar.set_postfix_str(name.removeprefix(f"{blocks.name}."))
+                    copies = [blocks.layers(index)[name], layers[name]]
+                    stored[name], line = quantize_layer(planned[name], copies, statistics, options)
+                    report(line)
+                    bar.update(planned[name].entries)
+            stream.advance(index, working)
     for name in planned.keys() - stored.keys():
         log.warning("%s never computed on the calibration text and stays dense", name)
     return stored

@@ -4,7 +4,7 @@ import torch
 
 from mcq.errors import InputError
 from mcq_llm.blocks import find_blocks
-from mcq_llm.calibrate import Stream, calibrated_layers
+from mcq_llm.calibrate import Stream, calibrated_stages
 from mcq_llm.config import Options
 from mcq_llm.plan import make_plan
 from mcq_llm.quantize import quantize
@@ -33,10 +33,15 @@ def walk(model, windows, batch=4, change=lambda name, layers: None, original=Fal
     stream = Stream(model, blocks, windows, batch, dtype)
     reference = stream.copy() if original else None
     collected = {}
-    for index in range(len(blocks.modules)):
-        for name, layers, statistics in calibrated_layers(blocks, index, blocks.layers(index), stream, reference):
-            collected[name] = statistics
-            change(name, layers)
+    for index, block in enumerate(blocks.modules):
+        working = stream.working_copy(block)
+        layers = blocks.layers(index, working)
+        originals = reference.record(index, working, layers) if reference else None
+        for stage in calibrated_stages(stream.calls(index, working), layers, originals):
+            collected |= stage
+            for name in stage:
+                change(name, [blocks.layers(index)[name], layers[name]][: 1 if working is block else 2])
+        stream.advance(index, working)
     return collected
 
 
