@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from mcq_llm.config import Options
 from mcq_llm.evaluate import evaluate
 from mcq_llm.memory import peak_megabytes, return_freed_memory
-from mcq_llm.run import prepare, write
+from mcq_llm.prepare import prepare
+from mcq_llm.run import write
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ complement of their own width: values of 2**(bits-1) and above have 2**bits subt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 import mcq
-from mcq_llm.config import Setting
+from mcq_llm.setting import Setting
+
+CODED = ("codes", "codebooks", "scales")  # the tensors that stand for a weight
 
 
 def quantization_config(setting: Setting, skipped: list[str]) -> dict[str, Any]:
@@ -74,6 +77,17 @@ class StoredLayer:
         outputs, inputs = codes.shape
         scales = np.ones((outputs, 1), np.float32) if codes.scales is None else codes.scales.astype(np.float32)
         return cls(setting, inputs, codes.unpack(), quantizer.codebooks, (scales * quantizer.gain).astype(np.float16))
+
+    @classmethod
+    def of_tensors(cls, setting: Setting, inputs: int, tensors: Mapping[str, torch.Tensor]) -> StoredLayer:
+        """Return the layer that `tensors` returned the tensors of."""
+        return cls(
+            setting,
+            inputs,
+            (tensors["codes"].numpy().astype(np.int32) % (1 << setting.bits)).astype(np.uint16),
+            tensors["codebooks"][:, :, 0].numpy(),
+            tensors["scales"][:, :, 0, 0].numpy(),
+        )
 
     def weight(self) -> torch.Tensor:
         """Return the weight that the codes stand for: shape (outputs, inputs), float32."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mcq.errors import InputError
+from mcq_llm.shards import Shards, unload
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -22,20 +25,45 @@ class Blocks:
     name : str
         Of the list inside the model, such as ``model.layers``.
     modules : list of Module
+    shards : Shards or None
+        Where the weights are, if they are not in memory.
     """
 
     name: str
     modules: nn.ModuleList
+    shards: Shards | None = None
+
+    @contextmanager
+    def loaded(self, index: int) -> Iterator[nn.Module]:
+        """Provide block `index` with its weights in memory; weights that come from shards leave it again."""
+        block = self.modules[index]
+        if self.shards is None:
+            yield block
+            return
+        self.shards.load(block, self.prefix(index))
+        try:
+            yield block
+        finally:
+            unload(block)
+
+    def prefix(self, index: int) -> str:
+        """Return what the names of everything in block `index` start with."""
+        return f"{self.name}.{index}."
+
+    def number(self, name: str) -> int:
+        """Return the number of the block that `name` is, or is in."""
+        return int(name.removeprefix(f"{self.name}.").partition(".")[0])
 
     def layers(self, index: int, block: nn.Module | None = None) -> dict[str, nn.Module]:
         """Return the linear layers of block `index`, or of `block` as its copy, by their full names."""
-        return linear_layers(self.modules[index] if block is None else block, f"{self.name}.{index}.")
+        return linear_layers(self.modules[index] if block is None else block, self.prefix(index))
 
 
-def find_blocks(model: nn.Module) -> Blocks:
+def find_blocks(model: nn.Module, shards: Shards | None = None) -> Blocks:
     """Find the longest list of equal modules that contain linear layers.
 
-    Lists inside other such lists (the experts of a block, say) do not count.
+    Lists inside other such lists (the experts of a block, say) do not count. With `shards` given, the blocks of
+    `model` are without weights until they are loaded.
     """
     found = {name: module for name, module in model.named_modules() if _is_block_list(module)}
     outermost = {name: found[name] for name in found if not any(name.startswith(f"{other}.") for other in found)}
@@ -45,7 +73,7 @@ def find_blocks(model: nn.Module) -> Blocks:
             f"only models built as a torch.nn.ModuleList of blocks can be quantized"
         )
     name = max(outermost, key=lambda name: len(outermost[name]))
-    return Blocks(name, outermost[name])
+    return Blocks(name, outermost[name], shards)
 
 
 def _is_block_list(module: nn.Module) -> bool:
@@ -68,9 +96,18 @@ def get_weight(layer: nn.Module) -> torch.Tensor:
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
-def set_weight(layer: nn.Module, weight: torch.Tensor) -> None:
-    """Overwrite the weight, in place, with `weight` of shape (outputs, inputs)."""
+def get_bias(layer: nn.Module) -> torch.Tensor | None:
+    """Return the bias of shape (outputs,), or None."""
+    bias: torch.Tensor | None = dict(layer.named_parameters(recurse=False)).get("bias")
+    return None if bias is None else bias.detach()
+
+
+@torch.no_grad()
+def set_weight(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    """Overwrite, in place, the weight with `weight` of shape (outputs, inputs), and the bias if one is given."""
     get_weight(layer).copy_(weight)
+    if bias is not None:
+        layer.get_parameter("bias").copy_(bias)
 
 
 def fused_experts(block: nn.Module) -> list[str]:

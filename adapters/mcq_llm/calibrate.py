@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mcq_llm.blocks import Blocks
+from mcq_llm.memory import on_disk
 from mcq_llm.moments import Moments, Statistics
 from mcq_llm.stages import run_stage, same_tensor
 
@@ -38,6 +40,8 @@ class Stream:
         Sequences that are run together.
     dtype : torch.dtype
         In which the blocks compute.
+    spill : Path or None
+        Folder on a disk for the activations, if they are not to stay in memory.
 
     Attributes
     ----------
@@ -47,12 +51,19 @@ class Stream:
     """
 
     def __init__(
-        self, model: PreTrainedModel, blocks: Blocks, windows: torch.Tensor, batch: int, dtype: torch.dtype
+        self,
+        model: PreTrainedModel,
+        blocks: Blocks,
+        windows: torch.Tensor,
+        batch: int,
+        dtype: torch.dtype,
+        spill: Path | None = None,
     ) -> None:
         model.requires_grad_(False)
-        self.dtype = dtype
-        captured = [_capture(model, blocks, ids) for ids in torch.split(windows, batch)]
-        self.hidden = [hidden.to(dtype) for hidden, _ in captured]
+        self.dtype, self._spill = dtype, spill
+        with blocks.loaded(0):
+            captured = [_capture(model, blocks, ids) for ids in torch.split(windows, batch)]
+        self.hidden = [self.kept(hidden.to(dtype)) for hidden, _ in captured]
         self._extras = [_cast(extras, dtype, {}) for _, extras in captured]
 
     def copy(self) -> Stream:
@@ -65,15 +76,19 @@ class Stream:
         """Return `block` itself if it computes in the precision of the stream, else a copy that does."""
         return block if self.dtype == torch.float32 else copy.deepcopy(block).to(self.dtype)
 
-    def calls(self, index: int, block: nn.Module) -> list[Callable[[], torch.Tensor]]:
-        """Return the forward pass of `block`, number `index`, for every batch."""
-        return [partial(self._call, block, index, batch) for batch in range(len(self.hidden))]
+    def kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return `tensor`, or a copy on the disk."""
+        return tensor if self._spill is None else on_disk(tensor, self._spill)
+
+    def calls(self, index: int, block: nn.Module, dtype: torch.dtype | None = None) -> list[Callable[[], torch.Tensor]]:
+        """Return the forward pass of `block`, number `index`, for every batch, from inputs of type `dtype` if given."""
+        return [partial(self._call, block, index, batch, dtype or self.dtype) for batch in range(len(self.hidden))]
 
     def advance(self, index: int, block: nn.Module) -> None:
         """Move all hidden states through `block`, number `index`."""
         with torch.no_grad():
             for batch, call in enumerate(self.calls(index, block)):
-                self.hidden[batch] = call()
+                self.hidden[batch] = self.kept(call())
 
     def record(self, index: int, block: nn.Module, layers: Mapping[str, nn.Module]) -> Recorded:
         """Move all hidden states through `block`, and return what each of `layers` received on the way.
@@ -91,7 +106,7 @@ class Stream:
             if inputs.shape[:-1].numel() != self.hidden[batch].shape[:-1].numel():
                 return  # tokens routed to one of several layers: those of the quantized model may be others
             found = next((kept for tensor, kept in seen if same_tensor(tensor, inputs)), None)
-            kept = inputs.to(torch.bfloat16) if found is None else found
+            kept = self.kept(inputs.to(torch.bfloat16)) if found is None else found
             seen.append((inputs, kept))
             recorded[batch].setdefault(name, kept)
 
@@ -100,13 +115,15 @@ class Stream:
                 hook = layer.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
                 exits.callback(hook.remove)
             for batch, call in enumerate(self.calls(index, block)):
-                self.hidden[batch] = call()
+                self.hidden[batch] = self.kept(call())
                 seen.clear()
         return recorded
 
-    def _call(self, block: nn.Module, index: int, batch: int) -> torch.Tensor:
+    def _call(self, block: nn.Module, index: int, batch: int, dtype: torch.dtype) -> torch.Tensor:
         args, kwargs = self._extras[batch][index]
-        result = block(self.hidden[batch], *args, **kwargs)
+        if dtype != self.dtype:
+            args, kwargs = _cast((args, kwargs), dtype, {})
+        result = block(self.hidden[batch].to(dtype), *args, **kwargs)
         hidden: torch.Tensor = result if isinstance(result, torch.Tensor) else result[0]
         return hidden
 

@@ -1,4 +1,4 @@
-"""The commands `mcq llm quantize` and `mcq llm eval`."""
+"""The commands `mcq llm quantize`, `mcq llm eval` and `mcq llm report`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mcq.errors import ConfigError
+from mcq.errors import ConfigError, InputError
 
 # torch and transformers take seconds to import; `mcq --help` must not wait for them.
 app = typer.Typer(
@@ -44,15 +44,25 @@ def quantize_command(
     target: Annotated[str, typer.Option(help="What layers reproduce: original or quantized (see docs).")] = "original",
     correction: Annotated[float, typer.Option(help="How far to go towards the original outputs, 0 to 1.")] = 0.5,
     precision: Annotated[str, typer.Option(help="Of the calibration pass: float32 or bfloat16.")] = "float32",
+    tune: Annotated[str, typer.Option(help="After each block: none, bias, or block (see docs).")] = "none",
+    epochs: Annotated[int | None, typer.Option(help="With --tune block: passes over the calibration text.")] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Write ordinary weights instead of AQLM codes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.partial.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read weights block by block, for models larger than memory.")
+    ] = False,
+    spill: Annotated[Path | None, typer.Option(help="Keep activations in this folder instead of in memory.")] = None,
 ) -> None:
     """Quantize every linear layer in the blocks of a model."""
     _set_up(threads)
-    from mcq_llm.config import Options, Override, Setting
+    from mcq_llm.config import Options
     from mcq_llm.plan import plan_table, predict_seconds
-    from mcq_llm.run import prepare, run
+    from mcq_llm.prepare import prepare
+    from mcq_llm.run import run
+    from mcq_llm.setting import Override, Setting
     from mcq_llm.text import read_text
+    from mcq_llm.tune import TuneOptions
 
     standard = Setting.of_bits(bits)
     options = Options(
@@ -70,14 +80,16 @@ def quantize_command(
         target=target,
         correction=correction,
         precision=precision,
+        tune=tune,
+        tuning=TuneOptions() if epochs is None else TuneOptions(epochs=epochs),
     )
     if dry_run:
-        plan = prepare(model, read_text(calibration), options).plan
+        plan = prepare(model, read_text(calibration), options, stream=stream).plan
         typer.echo(plan_table(plan, predict_seconds(plan)))
     elif out is None:
         raise ConfigError("give --out FOLDER to write to, or --dry-run to see the plan only")
     else:
-        run(model, read_text(calibration), options, out)
+        run(model, read_text(calibration), options, out, resume=resume, stream=stream, spill=spill)
         typer.echo(f"wrote {out}")
 
 
@@ -85,18 +97,58 @@ def quantize_command(
 def eval_command(
     model: Annotated[str, typer.Argument(help="Hugging Face id, folder (also a quantized one), or .gguf file.")],
     text: Annotated[Path | None, typer.Option(help="UTF-8 text file; default: Python's own documentation.")] = None,
-    windows: Annotated[int, typer.Option(min=1, help="Number of windows.")] = 8,
-    window: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 1024,
+    reference: Annotated[str | None, typer.Option(help="The original model: also report the divergence to it.")] = None,
+    protocol: Annotated[str, typer.Option(help="What is scored; see the documentation.")] = "consecutive-windows-v1",
+    windows: Annotated[int | None, typer.Option(help="Number of windows, instead of the protocol's.")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens per window, instead of the protocol's.")] = None,
+    noise_floor: Annotated[bool, typer.Option(help="Also compare the reference with itself in bfloat16.")] = True,
+    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval, separated by commas.")] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="Folder with further tasks of lm-eval.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples per task; default: all.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the results here, for `mcq llm report`.")] = None,
     threads: Threads = None,
 ) -> None:
-    """Measure the perplexity of a model, and print the protocol with it."""
+    """Measure perplexity, divergence from the original, and tasks; print the protocol with the numbers."""
     _set_up(threads)
+    from mcq_llm.divergence import compare
     from mcq_llm.evaluate import evaluate
     from mcq_llm.load import load_dense
+    from mcq_llm.protocols import choose
+    from mcq_llm.results import Results
+    from mcq_llm.tasks import find_tasks, run_tasks
     from mcq_llm.text import read_text
 
+    # Refuse before a model is loaded what can be.
+    choose(protocol, windows, window)
+    names = find_tasks(tasks.split(","), task_folder) if tasks else []
+    if json is not None and not json.parent.is_dir():
+        raise InputError(f"the folder {json.parent} of --json must exist; make it, or name another file")
+    content = read_text(text)
     loaded, tokenizer = load_dense(model)
-    typer.echo(evaluate(loaded, tokenizer, read_text(text), windows, window))
+    comparison = None
+    if reference is None:
+        evaluation = evaluate(loaded, tokenizer, content, windows, window, protocol)
+    else:
+        original = load_dense(reference)
+        comparison = compare(loaded, tokenizer, *original, content, windows, window, protocol, noise_floor)
+        evaluation = comparison.model
+    scores = run_tasks(loaded, tokenizer, names, limit, task_folder) if names else None
+    results = Results(model, reference, evaluation, comparison, scores)
+    typer.echo(results)
+    if json is not None:
+        results.save(json)
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="Folder that `mcq llm quantize` wrote.")],
+    evaluation: Annotated[Path | None, typer.Option(help="Results that `mcq llm eval --json` wrote.")] = None,
+) -> None:
+    """Write report.html, report.json and the model card of a quantized model anew, with evaluation results."""
+    from mcq_llm.html_report import write_report
+
+    for path in write_report(folder, evaluation):
+        typer.echo(f"wrote {path}")
 
 
 def _set_up(threads: int | None) -> None:
@@ -111,3 +163,6 @@ def _set_up(threads: int | None) -> None:
 
         mcq_ext.set_num_threads(threads)
         torch.set_num_threads(threads)
+
+
+from mcq_llm import cli_tune  # noqa: E402, F401 (adds a command)

@@ -12,27 +12,36 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mcq_llm.aqlm_format import StoredLayer, quantization_config
 from mcq_llm.blocks import LINEAR
+from mcq_llm.card import Facts, write_card
 from mcq_llm.config import Options
+from mcq_llm.plan import quantized
+from mcq_llm.prepare import Prepared
 from mcq_llm.storage import as_stored
 
-CARD = """# {name}
 
-Quantized to {setting} (codebooks x bits, inputs per group) by
-[multicodebook](https://pypi.org/project/multicodebook), calibrated on {tokens} tokens.
-`quantize.jsonl` holds the error, time and bits of every layer.
+def describe(prepared: Prepared, coded: list[str], folder: Path, name: str) -> None:
+    """Write everything of a checkpoint called `name` but its weights into `folder`.
 
-```python
-import torch
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("{name}", dtype=torch.{dtype})
-```
-{remark}"""
-
-AQLM_REMARK = """
-Needs the packages `aqlm` and `accelerate`. On a CPU load it as float32 and set NUMBA_NUM_THREADS=1 (with more
-threads the CPU kernel of aqlm 1.1.7 returns wrong sums); on a GPU load it as float16.
-"""
+    Parameters
+    ----------
+    prepared : Prepared
+    coded : list of str
+        The layers that are stored as codes.
+    folder : Path
+    name : str
+    """
+    model, tokenizer, options = prepared.model, prepared.tokenizer, prepared.options
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    skipped = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and name not in coded]
+    setting = next(layer.setting for layer in quantized(prepared.plan))
+    _edit_config(folder / "config.json", quantization_config(setting, skipped) if coded else None)
+    facts = Facts.of(model, tokenizer, options, name, prepared.text)
+    facts.save(folder)
+    write_card(folder, facts)
 
 
 def export(
@@ -67,14 +76,9 @@ def export(
     tokenizer.save_pretrained(folder)
     setting = next(iter(stored.values())).setting
     _edit_config(folder / "config.json", quantization_config(setting, _kept_dense(model, codes)) if codes else None)
-    card = CARD.format(
-        name=name,
-        setting=setting,
-        tokens=options.tokens,
-        dtype="float32" if codes else "float16",
-        remark=AQLM_REMARK if codes else "",
-    )
-    (folder / "README.md").write_text(card)
+    facts = Facts.of(model, tokenizer, options, name)
+    facts.save(folder)
+    write_card(folder, facts)
 
 
 def _tensors(model: nn.Module, codes: dict[str, StoredLayer]) -> dict[str, torch.Tensor]:

@@ -16,6 +16,8 @@ from transformers import (
 
 from mcq.errors import InputError
 from mcq_llm.aqlm_format import densify
+from mcq_llm.blocks import Blocks, find_blocks
+from mcq_llm.shards import Shards, empty_model
 
 
 def load(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -39,6 +41,32 @@ def load(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **arguments)
     return model.eval(), tokenizer
+
+
+def load_streamed(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Blocks]:
+    """Load a model whose blocks stay on the disk until they are used.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder with safetensors files.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        As of `load`, but the parameters of its blocks are empty.
+    tokenizer : PreTrainedTokenizerBase
+    blocks : Blocks
+        Its blocks, with `Blocks.loaded` to fill them.
+    """
+    name, _ = _locate(source)
+    if not Path(name).is_dir() or Path(source).suffix == ".gguf":
+        raise InputError(f"a model can be read block by block from a folder with safetensors only, got {source}")
+    shards = Shards(Path(name))
+    model = empty_model(Path(name))
+    blocks = find_blocks(model, shards)
+    shards.load_rest(model, blocks.name)
+    return model, AutoTokenizer.from_pretrained(name), blocks
 
 
 def load_dense(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

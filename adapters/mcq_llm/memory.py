@@ -5,6 +5,10 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+import tempfile
+from pathlib import Path
+
+import torch
 
 
 def peak_megabytes() -> float:
@@ -24,3 +28,11 @@ def return_freed_memory() -> None:
     if mallopt is not None:
         m_mmap_threshold = -3  # of malloc.h
         mallopt(m_mmap_threshold, 1 << 20)
+
+
+def on_disk(tensor: torch.Tensor, folder: Path) -> torch.Tensor:
+    """Return a copy of `tensor` in a nameless file, of which the system keeps in memory what there is room for."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.truncate(max(tensor.nbytes, 1))
+        mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    return mapped.view(tensor.shape).copy_(tensor)

@@ -23,12 +23,16 @@ class Statistics:
         X'^T X' / rows of the inputs X' in the partly quantized model.
     cross : array of shape (d, d), float64, or None
         X^T X' / rows with X the inputs in the original model.
+    mean, original_mean : tensor of shape (d,)
+        Of X' and X; `original_mean` is None where `cross` is.
     metric : mcq.Gram
         Of `gram`.
     """
 
     gram: NDArray[np.float64]
     cross: NDArray[np.float64] | None
+    mean: torch.Tensor
+    original_mean: torch.Tensor | None
     metric: mcq.Gram
 
 
@@ -46,6 +50,7 @@ class Moments:
     def __init__(self, width: int) -> None:
         self._gram = np.zeros((width, width))  # lower triangle
         self._cross: NDArray[np.float64] | None = None
+        self._sum, self._original_sum = np.zeros(width), np.zeros(width)
         self._rows = self._paired = 0
 
     def add(self, inputs: torch.Tensor, original: torch.Tensor | None) -> None:
@@ -60,9 +65,12 @@ class Moments:
         """
         x = _rows(inputs)
         self._gram += ssyrk(1.0, x.T, lower=True)  # half the work of a general product
+        self._sum += x.sum(0, dtype=np.float64)
         self._rows += len(x)
         if original is not None and original.shape == inputs.shape:
-            product = _rows(original).T @ x
+            y = _rows(original)
+            product = y.T @ x
+            self._original_sum += y.sum(0, dtype=np.float64)
             if self._cross is None:
                 self._cross = product.astype(np.float64)
             else:
@@ -80,10 +88,12 @@ class Moments:
                 f"the activations that reach {name} must be finite, but hold NaN or infinity; "
                 f"check that the model itself computes finite outputs on this text, and calibrate in float32"
             )
+        cross, original_mean = None, None
         if self._cross is not None and self._paired == self._rows:
-            self._cross /= self._rows
-            return Statistics(gram, self._cross, mcq.Gram(gram))
-        return Statistics(gram, None, mcq.Gram(gram))
+            cross = np.divide(self._cross, self._rows, out=self._cross)
+            original_mean = torch.from_numpy(self._original_sum / self._rows).float()
+        mean = torch.from_numpy(self._sum / self._rows).float()
+        return Statistics(gram, cross, mean, original_mean, mcq.Gram(gram))
 
 
 def _rows(batch: torch.Tensor) -> NDArray[np.float32]:

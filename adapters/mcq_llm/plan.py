@@ -14,7 +14,8 @@ from torch import nn
 import mcq
 from mcq.errors import ConfigError, InputError
 from mcq_llm.blocks import Blocks, fused_experts, get_weight
-from mcq_llm.config import Options, Setting, setting_for
+from mcq_llm.config import Options
+from mcq_llm.setting import Setting, setting_for
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,8 @@ def make_plan(blocks: Blocks, options: Options) -> list[Layer]:
     """
     plan: list[Layer] = []
     for index in range(len(blocks.modules)):
-        for name, layer in blocks.layers(index).items():
-            weight = get_weight(layer)
-            _require_finite(weight, name)
-            rows, columns = weight.shape
-            setting = setting_for(name, options.setting, options.overrides)
-            if setting is None:
-                plan.append(Layer(name, rows, columns))
-            else:
-                plan.append(PlannedLayer(name, rows, columns, setting, whole_bytes=not options.dense))
+        with blocks.loaded(index):
+            plan += [_planned(name, layer, options) for name, layer in blocks.layers(index).items()]
     for override in options.overrides:
         if not any(re.search(override.pattern, layer.name) for layer in plan):
             raise ConfigError(
@@ -110,6 +104,16 @@ def make_plan(blocks: Blocks, options: Options) -> list[Layer]:
     if not quantized(plan):
         raise ConfigError("the overrides leave every layer dense; nothing would be quantized")
     return plan
+
+
+def _planned(name: str, layer: nn.Module, options: Options) -> Layer:
+    weight = get_weight(layer)
+    _require_finite(weight, name)
+    setting = setting_for(name, options.setting, options.overrides)
+    rows, columns = weight.shape
+    if setting is None:
+        return Layer(name, rows, columns)
+    return PlannedLayer(name, rows, columns, setting, whole_bytes=not options.dense)
 
 
 def quantized(plan: Sequence[Layer]) -> list[PlannedLayer]:

@@ -2,70 +2,85 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from mcq_llm.blocks import find_blocks
+from mcq_llm.checkpoint import Checkpoint, fingerprint
 from mcq_llm.config import Options
-from mcq_llm.export import export
-from mcq_llm.load import load, require_dense
-from mcq_llm.plan import Layer, make_plan, require_aqlm
-from mcq_llm.quantize import quantize
-from mcq_llm.storage import new_folder
-from mcq_llm.text import spread_windows, tokenize
+from mcq_llm.export import describe
+from mcq_llm.prepare import Prepared, prepare
+from mcq_llm.quantize import BlockReport, LayerReport, quantize
+from mcq_llm.storage import resumable_folder, write_bytes
 
-log = logging.getLogger("mcq")
+LAYERS, TUNING = "quantize.jsonl", "tuning.jsonl"
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A model that passed every check and can be quantized.
+def run(
+    source: str | Path,
+    text: str,
+    options: Options,
+    out: Path,
+    *,
+    resume: bool = False,
+    stream: bool = False,
+    spill: Path | None = None,
+) -> None:
+    """Quantize a model and write it to the folder `out`, completely or not at all.
 
-    Attributes
+    Parameters
     ----------
-    plan : list of Layer
-    windows : tensor of shape (sequences, window), int64
-        Calibration tokens.
+    source : str or Path
+        See `load`.
+    text : str
+        To calibrate on.
+    options : Options
+    out : Path
+        Must not exist or be empty. Until it is complete it is called ``OUT.partial``.
+    resume : bool
+        Whether to go on with ``OUT.partial``, if an earlier run was interrupted.
+    stream, spill
+        See `prepare`.
+
+    Raises
+    ------
+    InputError, ConfigError
+        Before any work, for whatever could fail later.
     """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    plan: list[Layer]
-    windows: torch.Tensor
-    options: Options
-
-
-def prepare(source: str | Path, text: str, options: Options) -> Prepared:
-    """Load a model and refuse whatever could fail later, before any work is done."""
-    model, tokenizer = load(source)
-    require_dense(model)
-    blocks = find_blocks(model)
-    plan = make_plan(blocks, options)
-    if not options.dense:
-        for warning in require_aqlm(plan, blocks):
-            log.warning(warning)
-    windows = spread_windows(tokenize(tokenizer, text), options.tokens // options.window, options.window)
-    return Prepared(model, tokenizer, plan, windows, options)
-
-
-def run(source: str | Path, text: str, options: Options, out: Path) -> None:
-    """Quantize a model and write it to the folder `out`, completely or not at all."""
-    with new_folder(out) as folder:
-        write(prepare(source, text, options), folder, name=Path(out).name)
+    with resumable_folder(out, resume) as folder:
+        write(prepare(source, text, options, stream=stream, spill=spill), folder, name=Path(out).name)
 
 
 def write(prepared: Prepared, folder: Path, name: str) -> None:
     """Quantize a prepared model in place, and write a checkpoint called `name` into `folder`."""
-    with open(folder / "quantize.jsonl", "w", encoding="utf-8") as lines:
-        stored = quantize(
-            prepared.model,
-            prepared.plan,
-            prepared.windows,
-            prepared.options,
-            report=lambda line: print(line.to_json(), file=lines, flush=True),
-        )
-    export(prepared.model, prepared.tokenizer, stored, folder, prepared.options, name)
+    model, blocks, options = prepared.model, prepared.blocks, prepared.options
+    checkpoint = Checkpoint(
+        folder, model, blocks, prepared.plan, options.dense, fingerprint(model, blocks, prepared.windows, options)
+    )
+    if not checkpoint.complete:
+        _drop_unfinished(folder / LAYERS, lambda line: checkpoint.has_layer(line["layer"]))
+        _drop_unfinished(folder / TUNING, lambda line: checkpoint.has_block(blocks.number(line["block"])))
+
+        def report(line: LayerReport | BlockReport) -> None:
+            with open(folder / (LAYERS if isinstance(line, LayerReport) else TUNING), "a", encoding="utf-8") as file:
+                file.write(line.to_json() + "\n")
+
+        quantize(prepared, checkpoint, report)
+        describe(prepared, checkpoint.write_shards(), folder, name)
+    checkpoint.seal()
+
+
+def _drop_unfinished(path: Path, finished: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop what a killed run reported but did not finish; it reports a layer first and writes it then."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            if finished(json.loads(line)):
+                kept.append(line)
+        except ValueError:  # cut off
+            continue
+    if kept:
+        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+    else:
+        path.unlink(missing_ok=True)

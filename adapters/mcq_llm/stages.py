@@ -64,13 +64,17 @@ def run_stage(calls: Iterable[Callable[[], Any]], layers: Mapping[str, nn.Module
             hook = layer.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
             exits.callback(hook.remove)
         # The graph is only asked what depends on what; without this it would hold every activation.
-        exits.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None))
+        exits.enter_context(torch.autograd.graph.saved_tensors_hooks(_forget, _forget))
         exits.enter_context(torch.enable_grad())
         for batch, call in enumerate(calls):  # noqa: B007 (the hooks read it)
             received.clear()
             with suppress(_Enough):
                 call()
     return stage
+
+
+def _forget(_: torch.Tensor) -> torch.Tensor:
+    return torch.empty(0)
 
 
 def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -5,9 +5,6 @@ import torch
 from mcq.errors import InputError
 from mcq_llm.blocks import find_blocks
 from mcq_llm.calibrate import Stream, calibrated_stages
-from mcq_llm.config import Options
-from mcq_llm.plan import make_plan
-from mcq_llm.quantize import quantize
 
 
 def inputs_of_layers(model, names, windows):
@@ -27,10 +24,10 @@ def inputs_of_layers(model, names, windows):
     return {name: torch.cat(rows).double().numpy() for name, rows in seen.items()}
 
 
-def walk(model, windows, batch=4, change=lambda name, layers: None, original=False, dtype=torch.float32):
+def walk(model, windows, batch=4, change=lambda name, layers: None, original=False, dtype=torch.float32, spill=None):
     """Calibrate all layers; return their statistics by name, in order of execution."""
     blocks = find_blocks(model)
-    stream = Stream(model, blocks, windows, batch, dtype)
+    stream = Stream(model, blocks, windows, batch, dtype, spill)
     reference = stream.copy() if original else None
     collected = {}
     for index, block in enumerate(blocks.modules):
@@ -102,9 +99,8 @@ def test_activations_that_are_not_finite_are_refused(make_model, windows):
     model = make_model("llama")
     with torch.no_grad():
         model.model.embed_tokens.weight[windows[0, 0]] = torch.nan
-    options = Options()
     with pytest.raises(InputError, match=r"activations that reach model.layers.0.self_attn.q_proj must be finite"):
-        quantize(model, make_plan(find_blocks(model), options), windows, options)
+        walk(model, windows)
 
 
 class Twice(torch.nn.Module):
@@ -122,3 +118,11 @@ def test_a_layer_that_computes_twice_is_fitted_once(make_model, windows):
     names = []
     walk(model, windows, change=lambda name, layers: names.append(name))
     assert names == ["model.layers.0.layer", "model.layers.1.layer"]
+
+
+def test_activations_on_the_disk_give_the_same_statistics(make_model, windows, tmp_path):
+    in_memory = walk(make_model("llama"), windows, original=True)
+    for name, statistics in walk(make_model("llama"), windows, original=True, spill=tmp_path).items():
+        np.testing.assert_array_equal(statistics.gram, in_memory[name].gram)
+        np.testing.assert_array_equal(statistics.cross, in_memory[name].cross)
+    assert not list(tmp_path.iterdir())  # the files have no names

@@ -1,7 +1,8 @@
 import pytest
 
 from mcq.errors import ConfigError
-from mcq_llm.config import Options, Override, Setting, setting_for
+from mcq_llm.config import Options
+from mcq_llm.setting import Override, Setting, setting_for
 
 
 def test_the_last_matching_override_counts_alone():

@@ -5,8 +5,9 @@ import torch
 import mcq
 from mcq.errors import ConfigError, InputError
 from mcq_llm.blocks import find_blocks, get_weight
-from mcq_llm.config import Options, Override, Setting
+from mcq_llm.config import Options
 from mcq_llm.plan import make_plan, mean_bits, plan_table, predict_seconds, quantizer, require_aqlm
+from mcq_llm.setting import Override, Setting
 
 
 def plan_of(model, setting=Setting(), overrides=(), dense=False):  # noqa: B008  (frozen)

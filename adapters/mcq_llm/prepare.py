@@ -1,0 +1,79 @@
+"""Everything that can go wrong before the work starts: loading, planning, and refusing what could not be written."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mcq_llm.blocks import Blocks, find_blocks
+from mcq_llm.config import Options
+from mcq_llm.load import load, load_streamed, require_dense
+from mcq_llm.plan import Layer, make_plan, require_aqlm
+from mcq_llm.text import spread_windows, text_hash, tokenize
+
+log = logging.getLogger("mcq")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that passed every check and can be quantized.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+    tokenizer : PreTrainedTokenizerBase
+    blocks : Blocks
+        Of `model`.
+    plan : list of Layer
+    windows : tensor of shape (sequences, window), int64
+        Calibration tokens.
+    options : Options
+    text : str
+        `text_hash` of the calibration text.
+    spill : Path or None
+        Folder for the activations, if they are not to stay in memory.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    blocks: Blocks
+    plan: list[Layer]
+    windows: torch.Tensor
+    options: Options
+    text: str = ""
+    spill: Path | None = None
+
+
+def prepare(
+    source: str | Path, text: str, options: Options, *, stream: bool = False, spill: Path | None = None
+) -> Prepared:
+    """Load a model and refuse whatever could fail later, before any work is done.
+
+    Parameters
+    ----------
+    source : str or Path
+        See `load`.
+    text : str
+        To calibrate on.
+    options : Options
+    stream : bool
+        Whether to leave the weights on the disk and read them block by block; see `load_streamed`.
+    spill : Path or None
+        See `Prepared`.
+    """
+    if stream:
+        model, tokenizer, blocks = load_streamed(source)
+    else:
+        model, tokenizer = load(source)
+        require_dense(model)
+        blocks = find_blocks(model)
+    plan = make_plan(blocks, options)
+    if not options.dense:
+        for warning in require_aqlm(plan, blocks):
+            log.warning(warning)
+    windows = spread_windows(tokenize(tokenizer, text), options.tokens // options.window, options.window)
+    return Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), spill)
