@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ def write_report(folder: Path, evaluation: Path | None = None) -> list[Path]:
     summary = summarize(folder)
     results = None if evaluation is None else read_results(evaluation)
     facts = Facts.load(folder)
+    if facts is not None:  # the folder of a run at work has another name than that of its result
+        summary = replace(summary, name=facts.name)
     data = folder / "report.json"
     data.write_text(json.dumps(_numbers(summary, facts, results), indent=2) + "\n", encoding="utf-8")
     written = [data] if facts is None else [data, write_card(folder, facts, results)]
