@@ -39,9 +39,7 @@ def describe(prepared: Prepared, coded: list[str], folder: Path, name: str) -> N
     skipped = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and name not in coded]
     setting = next(layer.setting for layer in quantized(prepared.plan))
     _edit_config(folder / "config.json", quantization_config(setting, skipped) if coded else None)
-    facts = Facts.of(model, tokenizer, options, name, prepared.text)
-    facts.save(folder)
-    write_card(folder, facts)
+    Facts.of(model, tokenizer, options, name, prepared.text).save(folder)
 
 
 def export(

@@ -10,6 +10,7 @@ from typing import Any
 from mcq_llm.checkpoint import Checkpoint, fingerprint
 from mcq_llm.config import Options
 from mcq_llm.export import describe
+from mcq_llm.html_report import write_report
 from mcq_llm.prepare import Prepared, prepare
 from mcq_llm.quantize import BlockReport, LayerReport, quantize
 from mcq_llm.storage import resumable_folder, write_bytes
@@ -68,6 +69,7 @@ def write(prepared: Prepared, folder: Path, name: str) -> None:
 
         quantize(prepared, checkpoint, report)
         describe(prepared, checkpoint.write_shards(), folder, name)
+        write_report(folder)
     checkpoint.seal()
 
 
