@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mcq.errors import InputError
+from mcq_llm.experts import unfused
 from mcq_llm.shards import Shards, unload
 
 LINEAR = (nn.Linear, Conv1D)
@@ -35,16 +36,16 @@ class Blocks:
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[nn.Module]:
-        """Provide block `index` with its weights in memory; weights that come from shards leave it again."""
+        """Provide block `index` with its weights in memory and its fused experts taken apart, and undo both then."""
         block = self.modules[index]
-        if self.shards is None:
-            yield block
-            return
-        self.shards.load(block, self.prefix(index))
+        if self.shards is not None:
+            self.shards.load(block, self.prefix(index))
         try:
-            yield block
+            with unfused(block):
+                yield block
         finally:
-            unload(block)
+            if self.shards is not None:
+                unload(block)
 
     def prefix(self, index: int) -> str:
         """Return what the names of everything in block `index` start with."""
@@ -117,5 +118,5 @@ def fused_experts(block: nn.Module) -> list[str]:
         for name, module in block.named_modules()
         if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         for own, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim > 2
+        if parameter.ndim > 2 and min(parameter.shape) > 1
     ]

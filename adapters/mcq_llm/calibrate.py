@@ -13,10 +13,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mcq_llm.blocks import Blocks
+from mcq_llm.blocks import Blocks, get_weight
+from mcq_llm.borrow import idle_experts
+from mcq_llm.experts import entries, rows_of
 from mcq_llm.memory import on_disk
 from mcq_llm.moments import Moments, Statistics
 from mcq_llm.stages import run_stage, same_tensor
+from mcq_llm.world import ALONE, World
 
 Extras = tuple[tuple[Any, ...], dict[str, Any]]
 Recorded = list[dict[str, torch.Tensor]]
@@ -42,12 +45,18 @@ class Stream:
         In which the blocks compute.
     spill : Path or None
         Folder on a disk for the activations, if they are not to stay in memory.
+    world : World
+        The processes that share the sequences.
+    cut : bool
+        How they do, see `World.parts`.
 
     Attributes
     ----------
     dtype : torch.dtype
     hidden : list of tensor, each of shape (batch, window, width)
         The input of the next block.
+    shares : list of float
+        Which fraction of each batch is here. The part of the last batch may be empty; it is not in `hidden` then.
     """
 
     def __init__(
@@ -58,11 +67,15 @@ class Stream:
         batch: int,
         dtype: torch.dtype,
         spill: Path | None = None,
+        world: World = ALONE,
+        cut: bool = False,
     ) -> None:
         model.requires_grad_(False)
         self.dtype, self._spill = dtype, spill
+        parts = world.parts(windows, batch, cut)
+        self.shares = [share for _, share in parts]
         with blocks.loaded(0):
-            captured = [_capture(model, blocks, ids) for ids in torch.split(windows, batch)]
+            captured = [_capture(model, blocks, ids) for ids, share in parts if share]
         self.hidden = [self.kept(hidden.to(dtype)) for hidden, _ in captured]
         self._extras = [_cast(extras, dtype, {}) for _, extras in captured]
 
@@ -97,22 +110,27 @@ class Stream:
         -------
         list of dict of str to tensor
             For every batch the first input of each layer, rounded to bfloat16: it only serves averages over many
-            tokens. Layers that receive the same tensor share its copy.
+            tokens. Layers that receive the same tensor share its copy. For layers of experts it is what all experts
+            take their rows from, see `mcq_llm.experts.entries`.
         """
         recorded: Recorded = [{} for _ in self.hidden]
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # in this pass: inputs, and their copies
 
-        def note(name: str, inputs: torch.Tensor) -> None:
+        def note(names: Sequence[str], inputs: torch.Tensor) -> None:
             if inputs.shape[:-1].numel() != self.hidden[batch].shape[:-1].numel():
-                return  # tokens routed to one of several layers: those of the quantized model may be others
+                return  # tokens that the original routes to one of several layers; the quantized model may route others
             found = next((kept for tensor, kept in seen if same_tensor(tensor, inputs)), None)
             kept = self.kept(inputs.to(torch.bfloat16)) if found is None else found
             seen.append((inputs, kept))
-            recorded[batch].setdefault(name, kept)
+            for name in names:
+                recorded[batch].setdefault(name, kept)
 
         with ExitStack() as exits, torch.no_grad():
             for name, layer in layers.items():
-                hook = layer.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
+                hook = layer.register_forward_pre_hook(lambda _, args, name=name: note([name], args[0]))
+                exits.callback(hook.remove)
+            for mixture, names in entries(block, layers):
+                hook = mixture.register_forward_pre_hook(lambda _, args, names=names: note(names, args[0]))
                 exits.callback(hook.remove)
             for batch, call in enumerate(self.calls(index, block)):
                 self.hidden[batch] = self.kept(call())
@@ -129,8 +147,11 @@ class Stream:
 
 
 def calibrated_stages(
-    calls: Sequence[Callable[[], torch.Tensor]], layers: Mapping[str, nn.Module], originals: Recorded | None
-) -> Iterator[dict[str, Statistics]]:
+    calls: Sequence[Callable[[], torch.Tensor]],
+    layers: Mapping[str, nn.Module],
+    originals: Recorded | None,
+    world: World = ALONE,
+) -> Iterator[dict[str, Statistics | None]]:
     """Run a block up to each stage and gather the statistics of what its layers receive.
 
     The caller overwrites the weights of the layers of a stage before it asks for the next.
@@ -143,16 +164,21 @@ def calibrated_stages(
         The layers to stop at.
     originals : list of dict of str to tensor, or None
         What the layers receive in the original model, of `Stream.record`; let go as the stages pass.
+    world : World
+        The processes that share the batches.
 
     Yields
     ------
-    dict of str to Statistics
-        By layer, in order of execution; layers with the same input share one.
+    dict of str to Statistics or None
+        By layer, in order of execution; layers with the same input share one. None for the layers that other
+        processes are to quantize.
     """
     unfinished = dict(layers)
     while unfinished:
-        stage = _gather(calls, unfinished, originals)
-        if not stage:
+        stage = _gather(calls, unfinished, originals, world)
+        if not stage:  # what is left never computes
+            idle = {name: name for name in idle_experts(layers, unfinished)}
+            yield _statistics({}, idle, layers, world)
             return
         yield stage
         for name in stage:
@@ -162,8 +188,11 @@ def calibrated_stages(
 
 
 def _gather(
-    calls: Sequence[Callable[[], torch.Tensor]], layers: Mapping[str, nn.Module], originals: Recorded | None
-) -> dict[str, Statistics]:
+    calls: Sequence[Callable[[], torch.Tensor]],
+    layers: Mapping[str, nn.Module],
+    originals: Recorded | None,
+    world: World,
+) -> dict[str, Statistics | None]:
     """Return the statistics of the next stage."""
     moments: dict[str, Moments] = {}
     firsts: dict[str, str] = {}  # by layer: the first one with the same input
@@ -172,11 +201,30 @@ def _gather(
         firsts.setdefault(name, first)
         if firsts[name] == name:
             original = None if originals is None else originals[batch].get(name)
-            moments.setdefault(name, Moments(inputs.shape[-1])).add(inputs, original)
+            rows = rows_of(layers[name])
+            if rows is not None and original is not None:
+                original = original[rows.tokens]
+            weights = None if rows is None else rows.weights
+            moments.setdefault(name, Moments(inputs.shape[-1])).add(inputs, original, weights)
 
     stage = run_stage(calls, layers, receive)
-    statistics = {name: moments[name].statistics(name) for name in moments}
-    return {name: statistics[firsts[name]] for name in stage}
+    # Routed tokens may reach a layer in some processes only.
+    return _statistics(moments, world.merge({name: firsts[name] for name in stage}), layers, world)
+
+
+def _statistics(
+    moments: dict[str, Moments], firsts: Mapping[str, str], layers: Mapping[str, nn.Module], world: World
+) -> dict[str, Statistics | None]:
+    """Add up the moments of all processes, and return the statistics of those layers that this one is to quantize."""
+    owners = world.owners({name: layers[name].get_parameter("weight").numel() for name in firsts})
+    statistics: dict[str, Statistics] = {}
+    for first in dict.fromkeys(firsts.values()):
+        collected = moments.pop(first, None) or Moments(get_weight(layers[first]).shape[1])
+        users = {owners[name] for name in firsts if firsts[name] == first}
+        collected.add_up(world, users)
+        if world.rank in users:
+            statistics[first] = collected.statistics(first)
+    return {name: statistics[firsts[name]] if owners[name] == world.rank else None for name in firsts}
 
 
 def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple[torch.Tensor, list[Extras]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -45,11 +45,6 @@ class Checkpoint:
         Whether layers are written as weights instead of codes.
     run : dict of str to str
         What decides the result, see `fingerprint`.
-
-    Raises
-    ------
-    InputError
-        If the folder is of a run that would have had another result, with the difference.
     """
 
     def __init__(
@@ -64,22 +59,29 @@ class Checkpoint:
         self.folder = folder
         self._model, self._blocks, self._dense = model, blocks, dense
         self._planned = {layer.name: layer for layer in quantized(plan)}
-        self._run = digest(run)
+        self._decisive, self._run = run, digest(run)
         self._parts = folder / "parts"
-        self._parts.mkdir(exist_ok=True)
         self._shards: dict[str, str] = {}  # by tensor
         self._bytes = 0
-        if (self._parts / RUN).exists():
-            _require_equal(json.loads((self._parts / RUN).read_text()), run, folder)
-        else:
-            write_bytes(self._parts / RUN, (json.dumps(run, indent=2) + "\n").encode())
 
-    def layer(self, name: str) -> tuple[StoredLayer, torch.Tensor | None] | None:
-        """Return the layer `name` and its bias, or None unless it is finished and its block is not."""
-        if not self._part(name).exists():
-            return None
-        tensors = read_tensors(self._part(name), self._run)
-        return self._coded(name, tensors), tensors.get(f"{name}.bias")
+    def open(self) -> None:
+        """Take up the folder.
+
+        Raises
+        ------
+        InputError
+            If it is of a run that would have had another result, with the difference.
+        """
+        self._parts.mkdir(parents=True, exist_ok=True)
+        if (self._parts / RUN).exists():
+            _require_equal(json.loads((self._parts / RUN).read_text()), self._decisive, self.folder)
+        else:
+            write_bytes(self._parts / RUN, (json.dumps(self._decisive, indent=2) + "\n").encode())
+
+    def layers(self, names: Iterable[str]) -> dict[str, tuple[StoredLayer, torch.Tensor | None]]:
+        """Return those of the layers `names`, with their biases, that are finished while their block is not."""
+        found = {name: read_tensors(self._part(name), self._run) for name in names if self._part(name).exists()}
+        return {name: (self._coded(name, tensors), tensors.get(f"{name}.bias")) for name, tensors in found.items()}
 
     def has_layer(self, name: str) -> bool:
         """Return whether the layer `name` or its block is finished."""

@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with; default: all cores.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of each process; default: all cores, shared fairly.")]
 
 
 @app.command("quantize")
@@ -63,6 +63,7 @@ def quantize_command(
     from mcq_llm.setting import Override, Setting
     from mcq_llm.text import read_text
     from mcq_llm.tune import TuneOptions
+    from mcq_llm.world import is_first
 
     standard = Setting.of_bits(bits)
     options = Options(
@@ -90,7 +91,8 @@ def quantize_command(
         raise ConfigError("give --out FOLDER to write to, or --dry-run to see the plan only")
     else:
         run(model, read_text(calibration), options, out, resume=resume, stream=stream, spill=spill)
-        typer.echo(f"wrote {out}")
+        if is_first():
+            typer.echo(f"wrote {out}")
 
 
 @app.command("eval")
@@ -152,10 +154,16 @@ def report_command(
 
 
 def _set_up(threads: int | None) -> None:
-    from mcq_llm.memory import return_freed_memory
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    from mcq_llm.memory import return_freed_memory
+    from mcq_llm.world import fair_threads, is_first
+
+    logging.basicConfig(level=logging.WARNING if is_first() else logging.ERROR, format="%(message)s")
+    if not is_first():
+        disable_progress_bar()
     return_freed_memory()
+    threads = threads or fair_threads()
     if threads is not None:
         import torch
 

@@ -1,45 +1,47 @@
-"""Checkpoints in Hugging Face form: AQLM codes that stock transformers loads, or ordinary weights."""
+"""Everything of a checkpoint in Hugging Face form but its weights, and whole checkpoints from models in memory."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mcq_llm.aqlm_format import StoredLayer, quantization_config
-from mcq_llm.blocks import LINEAR
+from mcq_llm.blocks import LINEAR, find_blocks
 from mcq_llm.card import Facts, write_card
+from mcq_llm.checkpoint import Checkpoint
 from mcq_llm.config import Options
-from mcq_llm.plan import quantized
-from mcq_llm.prepare import Prepared
-from mcq_llm.storage import as_stored
+from mcq_llm.plan import Layer, PlannedLayer
+from mcq_llm.setting import Setting
 
 
-def describe(prepared: Prepared, coded: list[str], folder: Path, name: str) -> None:
-    """Write everything of a checkpoint called `name` but its weights into `folder`.
+def describe(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, setting: Setting, coded: list[str], folder: Path
+) -> None:
+    """Write configuration and tokenizer into `folder`.
 
     Parameters
     ----------
-    prepared : Prepared
+    model : PreTrainedModel
+    tokenizer : PreTrainedTokenizerBase
+    setting : Setting
+        Of the layers that are stored as codes.
     coded : list of str
-        The layers that are stored as codes.
+        These layers; if there are none, it is the configuration of an ordinary model.
     folder : Path
-    name : str
     """
-    model, tokenizer, options = prepared.model, prepared.tokenizer, prepared.options
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    skipped = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and name not in coded]
-    setting = next(layer.setting for layer in quantized(prepared.plan))
-    _edit_config(folder / "config.json", quantization_config(setting, skipped) if coded else None)
-    Facts.of(model, tokenizer, options, name, prepared.text).save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float16"  # as other AQLM checkpoints say
+    if coded:
+        dense = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and name not in coded]
+        config["quantization_config"] = quantization_config(setting, dense)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def export(
@@ -50,55 +52,32 @@ def export(
     options: Options,
     name: str,
 ) -> None:
-    """Write model, tokenizer and a short card into `folder`.
+    """Write a model that is in memory, with the layers `stored` as codes and everything else as it is.
 
     Parameters
     ----------
     model : PreTrainedModel
-        As `quantize` left it.
     tokenizer : PreTrainedTokenizerBase
     stored : dict of str to StoredLayer
-        The quantized layers; written as codes unless ``options.dense``.
+        By full name of the layer; all with one setting.
     folder : Path
+        Empty.
     options : Options
+        How the model came about, for its card.
     name : str
         Of the checkpoint, for its card.
-
-    Notes
-    -----
-    All other tensors are written as float16, or as float32 if a value is beyond float16. The config says
-    float16, as other AQLM checkpoints do.
     """
-    codes = {} if options.dense else stored
-    model.save_pretrained(folder, state_dict=_tensors(model, codes))
-    tokenizer.save_pretrained(folder)
-    setting = next(iter(stored.values())).setting
-    _edit_config(folder / "config.json", quantization_config(setting, _kept_dense(model, codes)) if codes else None)
+    blocks, setting = find_blocks(model), next(iter(stored.values())).setting
+    plan: list[Layer] = [
+        PlannedLayer(name, layer.codes.shape[0], layer.inputs, layer.setting, whole_bytes=True)
+        for name, layer in stored.items()
+    ]
+    checkpoint = Checkpoint(folder, model, blocks, plan, dense=False, run={})
+    checkpoint.open()
+    for index in range(len(blocks.modules)):
+        checkpoint.save_block(index, {name: stored[name] for name in blocks.layers(index).keys() & stored.keys()})
+    describe(model, tokenizer, setting, checkpoint.write_shards(), folder)
     facts = Facts.of(model, tokenizer, options, name)
     facts.save(folder)
     write_card(folder, facts)
-
-
-def _tensors(model: nn.Module, codes: dict[str, StoredLayer]) -> dict[str, torch.Tensor]:
-    """Return what the checkpoint holds, by name."""
-    converted: dict[int, torch.Tensor] = {}  # so that tied weights stay one tensor, as save_pretrained expects
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        path, _, kind = name.rpartition(".")
-        if path in codes and kind == "weight":
-            tensors |= {f"{path}.{part}": value for part, value in codes[path].tensors().items()}
-        else:
-            tensors[name] = converted.setdefault(tensor.data_ptr(), as_stored(tensor))
-    return tensors
-
-
-def _kept_dense(model: nn.Module, codes: dict[str, StoredLayer]) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, LINEAR) and name not in codes]
-
-
-def _edit_config(path: Path, quantization: dict[str, Any] | None) -> None:
-    config = json.loads(path.read_text())
-    config["dtype"] = "float16"
-    if quantization:
-        config["quantization_config"] = quantization
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    checkpoint.seal()

@@ -62,8 +62,8 @@ def load_streamed(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeni
     name, _ = _locate(source)
     if not Path(name).is_dir() or Path(source).suffix == ".gguf":
         raise InputError(f"a model can be read block by block from a folder with safetensors only, got {source}")
-    shards = Shards(Path(name))
     model = empty_model(Path(name))
+    shards = Shards(Path(name), model)
     blocks = find_blocks(model, shards)
     shards.load_rest(model, blocks.name)
     return model, AutoTokenizer.from_pretrained(name), blocks

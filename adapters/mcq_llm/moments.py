@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,12 @@ from scipy.linalg.blas import ssyrk
 
 import mcq
 from mcq.errors import InputError
+from mcq_llm.world import World
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Second moments of the inputs of a layer.
+    """Second moments of the inputs of a layer. Where there were none, those of inputs of unit variance.
 
     Attributes
     ----------
@@ -27,6 +29,8 @@ class Statistics:
         Of X' and X; `original_mean` is None where `cross` is.
     metric : mcq.Gram
         Of `gram`.
+    tokens, borrowed : int
+        Number of inputs X' that are the layer's own, and of those that count less; see `mcq_llm.borrow`.
     """
 
     gram: NDArray[np.float64]
@@ -34,6 +38,8 @@ class Statistics:
     mean: torch.Tensor
     original_mean: torch.Tensor | None
     metric: mcq.Gram
+    tokens: int
+    borrowed: int
 
 
 class Moments:
@@ -51,9 +57,10 @@ class Moments:
         self._gram = np.zeros((width, width))  # lower triangle
         self._cross: NDArray[np.float64] | None = None
         self._sum, self._original_sum = np.zeros(width), np.zeros(width)
-        self._rows = self._paired = 0
+        self._rows = self._paired = 0.0  # by their weights
+        self._tokens = self._borrowed = 0
 
-    def add(self, inputs: torch.Tensor, original: torch.Tensor | None) -> None:
+    def add(self, inputs: torch.Tensor, original: torch.Tensor | None, weights: torch.Tensor | None = None) -> None:
         """Take in one batch.
 
         Parameters
@@ -62,23 +69,50 @@ class Moments:
         original : tensor of shape (..., d), or None
             The same rows in the original model. Rows that were routed elsewhere there have no counterpart: a batch
             with another number of rows does not count.
+        weights : tensor of shape (rows,), float32, or None
+            Of the rows: 1 for the layer's own, less for borrowed ones. None for rows that are all its own.
         """
-        x = _rows(inputs)
+        tokens = own = inputs.shape[:-1].numel()
+        rows, root = float(tokens), None
+        if weights is not None:
+            rows, own, root = float(weights.double().sum()), int((weights == 1).sum()), weights.sqrt().numpy()
+        x = _scaled(_rows(inputs), root)
         self._gram += ssyrk(1.0, x.T, lower=True)  # half the work of a general product
-        self._sum += x.sum(0, dtype=np.float64)
-        self._rows += len(x)
+        self._sum += _scaled(x, root).sum(0, dtype=np.float64)
+        self._rows += rows
+        self._tokens += own
+        self._borrowed += tokens - own
         if original is not None and original.shape == inputs.shape:
-            y = _rows(original)
+            y = _scaled(_rows(original), root)
             product = y.T @ x
-            self._original_sum += y.sum(0, dtype=np.float64)
+            self._original_sum += _scaled(y, root).sum(0, dtype=np.float64)
             if self._cross is None:
                 self._cross = product.astype(np.float64)
             else:
                 self._cross += product
-            self._paired += len(x)
+            self._paired += rows
+
+    def add_up(self, world: World, ranks: Collection[int]) -> None:
+        """Take in what all processes of `world` have; only in `ranks`, elsewhere the moments are lost."""
+        counts = np.array([self._tokens, self._borrowed])
+        rows = np.array([self._rows, self._paired])
+        world.add_up(counts)
+        world.add_up(rows)
+        self._tokens, self._borrowed = counts.tolist()
+        self._rows, self._paired = rows.tolist()
+        if self._paired != self._rows:
+            self._cross = None
+        elif self._cross is None and self._paired:
+            self._cross = np.zeros_like(self._gram)
+        for array in (self._gram, self._cross, self._sum, self._original_sum):
+            if array is not None:
+                world.add_up(array, ranks)
 
     def statistics(self, name: str) -> Statistics:
         """Return the moments of layer `name`; ends the collection, whose memory they take over."""
+        if not self._rows:
+            unit = np.eye(len(self._gram))
+            return Statistics(unit, None, torch.zeros(len(unit)), None, mcq.Gram(unit), 0, 0)
         gram = self._gram
         gram /= self._rows
         for row in range(len(gram)):
@@ -89,12 +123,16 @@ class Moments:
                 f"check that the model itself computes finite outputs on this text, and calibrate in float32"
             )
         cross, original_mean = None, None
-        if self._cross is not None and self._paired == self._rows:
+        if self._cross is not None:
             cross = np.divide(self._cross, self._rows, out=self._cross)
             original_mean = torch.from_numpy(self._original_sum / self._rows).float()
         mean = torch.from_numpy(self._sum / self._rows).float()
-        return Statistics(gram, cross, mean, original_mean, mcq.Gram(gram))
+        return Statistics(gram, cross, mean, original_mean, mcq.Gram(gram), self._tokens, self._borrowed)
 
 
 def _rows(batch: torch.Tensor) -> NDArray[np.float32]:
     return batch.detach().float().reshape(-1, batch.shape[-1]).numpy()
+
+
+def _scaled(rows: NDArray[np.float32], factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    return rows if factors is None else rows * factors[:, None]

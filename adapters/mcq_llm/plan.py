@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from mcq.errors import ConfigError, InputError
 from mcq_llm.blocks import Blocks, fused_experts, get_weight
 from mcq_llm.config import Options
 from mcq_llm.setting import Setting, setting_for
+
+log = logging.getLogger("mcq")
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,9 @@ def make_plan(blocks: Blocks, options: Options) -> list[Layer]:
     """
     plan: list[Layer] = []
     for index in range(len(blocks.modules)):
-        with blocks.loaded(index):
+        with blocks.loaded(index) as block:
             plan += [_planned(name, layer, options) for name, layer in blocks.layers(index).items()]
+            plan += _strange(block, blocks.prefix(index))
     for override in options.overrides:
         if not any(re.search(override.pattern, layer.name) for layer in plan):
             raise ConfigError(
@@ -114,6 +118,16 @@ def _planned(name: str, layer: nn.Module, options: Options) -> Layer:
     if setting is None:
         return Layer(name, rows, columns)
     return PlannedLayer(name, rows, columns, setting, whole_bytes=not options.dense)
+
+
+def _strange(block: nn.Module, prefix: str) -> list[Layer]:
+    """Return what looks like experts, but could not be taken apart."""
+    layers = []
+    for name in fused_experts(block):
+        shape = block.get_parameter(name).shape
+        layers.append(Layer(prefix + name, shape[:-1].numel(), shape[-1]))
+        log.warning("%s of shape %s stays dense: how it is computed with is not known", prefix + name, tuple(shape))
+    return layers
 
 
 def quantized(plan: Sequence[Layer]) -> list[PlannedLayer]:
@@ -138,7 +152,8 @@ def require_aqlm(plan: Sequence[Layer], blocks: Blocks) -> list[str]:
     layers = quantized(plan)
     settings = {layer.setting for layer in layers}
     modules = dict(blocks.modules.named_modules(prefix=blocks.name))
-    foreign = [layer.name for layer in layers if not isinstance(modules[layer.name], nn.Linear)]
+    named = [layer.name for layer in layers if layer.name in modules]  # all but experts that loading took apart
+    foreign = [name for name in named if not isinstance(modules[name], nn.Linear)]
     uneven = [layer for layer in layers if layer.columns % layer.setting.group]
     experts = fused_experts(blocks.modules)
     reasons = []

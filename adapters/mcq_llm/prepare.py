@@ -14,6 +14,7 @@ from mcq_llm.config import Options
 from mcq_llm.load import load, load_streamed, require_dense
 from mcq_llm.plan import Layer, make_plan, require_aqlm
 from mcq_llm.text import spread_windows, text_hash, tokenize
+from mcq_llm.world import ALONE, World
 
 log = logging.getLogger("mcq")
 
@@ -36,6 +37,8 @@ class Prepared:
         `text_hash` of the calibration text.
     spill : Path or None
         Folder for the activations, if they are not to stay in memory.
+    world : World
+        The processes that share the work; each has prepared the same.
     """
 
     model: PreTrainedModel
@@ -46,10 +49,17 @@ class Prepared:
     options: Options
     text: str = ""
     spill: Path | None = None
+    world: World = ALONE
 
 
 def prepare(
-    source: str | Path, text: str, options: Options, *, stream: bool = False, spill: Path | None = None
+    source: str | Path,
+    text: str,
+    options: Options,
+    *,
+    stream: bool = False,
+    spill: Path | None = None,
+    world: World = ALONE,
 ) -> Prepared:
     """Load a model and refuse whatever could fail later, before any work is done.
 
@@ -62,7 +72,7 @@ def prepare(
     options : Options
     stream : bool
         Whether to leave the weights on the disk and read them block by block; see `load_streamed`.
-    spill : Path or None
+    spill, world
         See `Prepared`.
     """
     if stream:
@@ -76,4 +86,4 @@ def prepare(
         for warning in require_aqlm(plan, blocks):
             log.warning(warning)
     windows = spread_windows(tokenize(tokenizer, text), options.tokens // options.window, options.window)
-    return Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), spill)
+    return Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), spill, world)

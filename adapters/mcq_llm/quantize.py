@@ -6,8 +6,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import nn
@@ -17,6 +20,7 @@ from mcq_llm.aqlm_format import StoredLayer
 from mcq_llm.baseline import round_to_nearest
 from mcq_llm.bias import corrected_bias
 from mcq_llm.blocks import get_bias, get_weight, set_weight
+from mcq_llm.borrow import borrowing, portions
 from mcq_llm.calibrate import Stream, calibrated_stages
 from mcq_llm.checkpoint import Checkpoint
 from mcq_llm.coded_linear import CodedLinear
@@ -42,6 +46,10 @@ class LayerReport:
         Of round-to-nearest at the payload's bits, the smallest whole number not below.
     error_after : float
         Of the quantized layer, on the same inputs and against the same target.
+    tokens : int
+        That it was fitted to. 0 for an expert that nothing is known about: its errors are plain squared ones.
+    borrowed : int
+        Tokens of other experts that it was also fitted to, with less weight, because its own are few.
     """
 
     layer: str
@@ -54,6 +62,8 @@ class LayerReport:
     peak_megabytes: float
     bits_payload: float
     bits_all_in: float
+    tokens: int
+    borrowed: int
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -61,10 +71,25 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class BlockReport(TuneReport):
-    """What tuning did to one block."""
+class BlockReport:
+    """What tuning did to one block; losses are held-out, squared errors of its output relative to its squared target.
+
+    Attributes
+    ----------
+    block : str
+    loss_dense : float or None
+        After the weights were tuned; None if they were not.
+    loss_coded : float
+        After the layers were quantized.
+    loss_tuned : float
+        After codebooks, scales, norms and biases were tuned.
+    """
 
     block: str
+    loss_dense: float | None
+    loss_coded: float
+    loss_tuned: float
+    seconds: float
     peak_megabytes: float
 
     def to_json(self) -> str:
@@ -86,6 +111,7 @@ def quantize(prepared: Prepared, checkpoint: Checkpoint, report: Report = lambda
     prepared : Prepared
         Afterwards its model computes with exactly the weights that are written.
     checkpoint : Checkpoint
+        Used by the first process only, like `report`.
     report : callable
         Called once per quantized layer and tuned block, before it is written.
     """
@@ -93,17 +119,21 @@ def quantize(prepared: Prepared, checkpoint: Checkpoint, report: Report = lambda
     planned = {layer.name for layer in quantized(prepared.plan)}
     round_to_stored(model)
     dtype = getattr(torch, options.precision)
-    stream = Stream(model, blocks, prepared.windows, options.batch, dtype, prepared.spill)
+    world = prepared.world
+    cut = options.tune == "block"
+    stream = Stream(model, blocks, prepared.windows, options.batch, dtype, prepared.spill, world, cut)
     original = stream.copy() if options.target == "original" else None
-    with tqdm(total=len(planned), unit="layer", desc="quantizing", smoothing=0) as bar:
+    with tqdm(total=len(planned), unit="layer", desc="quantizing", smoothing=0, disable=not world.first) as bar:
         for index in range(len(blocks.modules)):
             with blocks.loaded(index) as block:
                 bar.set_postfix_str(f"{blocks.name}.{index}")
                 round_to_stored(block)
-                if checkpoint.has_block(index):
+                if world.from_first(partial(checkpoint.has_block, index)):
                     if original is not None:
                         original.advance(index, original.working_copy(block))
-                    checkpoint.restore_block(index)
+                    if world.first:
+                        checkpoint.restore_block(index)
+                    world.overwrite(block.state_dict().values())
                 else:
                     _quantize_block(prepared, index, stream, original, checkpoint, report)
                 stream.advance(index, stream.working_copy(block))
@@ -114,76 +144,120 @@ def _quantize_block(
     prepared: Prepared, index: int, stream: Stream, original: Stream | None, checkpoint: Checkpoint, report: Report
 ) -> None:
     """Quantize block `index` in place, write it, and move the original stream through it as it was."""
-    blocks, options = prepared.blocks, prepared.options
-    block = blocks.modules[index]
-    working = stream.working_copy(block)
-    targets = None
-    if options.tune == "block" and original is None:
+    quantize_it = _quantize_tuned if prepared.options.tune == "block" else _quantize_layers
+    stored = quantize_it(prepared, index, stream, original, checkpoint, report)
+    if prepared.world.first:
+        checkpoint.save_block(index, stored)
+
+
+def _quantize_tuned(
+    prepared: Prepared, index: int, stream: Stream, original: Stream | None, checkpoint: Checkpoint, report: Report
+) -> dict[str, StoredLayer]:
+    """Quantize the layers of block `index` between two rounds of tuning: of its weights, and with their codes fixed."""
+    blocks, tuning = prepared.blocks, prepared.options.tuning
+    block, calls = blocks.modules[index], stream.calls(index, blocks.modules[index], torch.float32)
+    dense = None
+    if original is None:
         with torch.no_grad():
-            targets = [stream.kept(call()) for call in stream.calls(index, working)]
-    stored = _quantize_layers(prepared, index, working, stream, original, checkpoint, report)
-    if options.tune == "block" and stored:
-        calls = stream.calls(index, block, torch.float32)
-        if targets is None:
-            assert original is not None
-            targets = original.hidden
-        tuning = _tune(block, blocks.prefix(index), stored, lambda i: calls[i](), targets, options)
-        report(BlockReport(**asdict(tuning), block=f"{blocks.name}.{index}", peak_megabytes=peak_megabytes()))
-    checkpoint.save_block(index, stored)
+            targets = [stream.kept(call()) for call in stream.calls(index, stream.working_copy(block))]
+    else:
+        original.advance(index, original.working_copy(block))
+        targets = original.hidden
+        dense = _tune(block, calls, targets, stream.shares, prepared, tuning.dense_epochs)
+    # The weights now correct the drift of the block's inputs; layers correct what arises behind them, in the block.
+    within = None if original is None else stream.copy()
+    stored = _quantize_layers(prepared, index, stream, within, checkpoint, report)
+    with _coded(block, blocks.prefix(index), stored, prepared.options):
+        coded = _tune(block, calls, targets, stream.shares, prepared, tuning.epochs)
+    if prepared.world.first:
+        report(
+            BlockReport(
+                block=f"{blocks.name}.{index}",
+                loss_dense=None if dense is None else dense.loss_after,
+                loss_coded=coded.loss_before,
+                loss_tuned=coded.loss_after,
+                seconds=coded.seconds + (0.0 if dense is None else dense.seconds),
+                peak_megabytes=peak_megabytes(),
+            )
+        )
+    return stored
 
 
 def _quantize_layers(
     prepared: Prepared,
     index: int,
-    working: nn.Module,
     stream: Stream,
     original: Stream | None,
     checkpoint: Checkpoint,
     report: Report,
 ) -> dict[str, StoredLayer]:
-    """Quantize the layers of block `index`, in place and in its copy `working`; return them by name."""
-    blocks, options = prepared.blocks, prepared.options
+    """Quantize the layers of block `index` in place; return them by name."""
+    blocks, options, world = prepared.blocks, prepared.options, prepared.world
+    working = stream.working_copy(blocks.modules[index])
     planned = {layer.name: layer for layer in quantized(prepared.plan)}
     layers = {name: layer for name, layer in blocks.layers(index).items() if name in planned}
     copies = {name: layer for name, layer in blocks.layers(index, working).items() if name in planned}
     originals = None if original is None else original.record(index, working, copies)
     stored: dict[str, StoredLayer] = {}
-    for stage in calibrated_stages(stream.calls(index, working), copies, originals):
-        for name, statistics in stage.items():
-            found = checkpoint.layer(name)
-            if found is None:
-                found, line = quantize_layer(planned[name], layers[name], statistics, options)
-                report(line)
-                checkpoint.save_layer(name, *found)
-            stored[name] = found[0]
-            for layer in (layers[name], copies[name]):
-                set_weight(layer, _written(found[0], options), found[1])
+    calls, prefix = stream.calls(index, working), blocks.prefix(index)
+    parts = portions(working, prefix, copies)
+    stages = chain.from_iterable(calibrated_stages(calls, part, originals, world) for part in parts)
+    with borrowing(working, calls, options.window, world):
+        for stage in stages:
+            finished = world.from_first(partial(checkpoint.layers, stage))
+            tasks = {
+                name: partial(quantize_layer, planned[name], layers[name], statistics, options)
+                for name, statistics in stage.items()
+                if statistics is not None and name not in finished
+            }
+            for name, (finished[name], line) in world.each(tasks):
+                if world.first:
+                    report(line)
+                    checkpoint.save_layer(name, *finished[name])
+            for name, (coded, bias) in finished.items():
+                stored[name] = coded
+                for layer in (layers[name], copies[name]):
+                    set_weight(layer, _written(coded, options), bias)
     for name in layers.keys() - stored.keys():
         log.warning("%s never computed on the calibration text and stays dense", name)
     return stored
 
 
+@contextmanager
+def _coded(block: nn.Module, prefix: str, stored: dict[str, StoredLayer], options: Options) -> Iterator[None]:
+    """Compute the layers of a block from what is `stored` of them; afterwards both are as tuned meanwhile."""
+    plain = {name: block.get_submodule(name.removeprefix(prefix)) for name in stored}
+    coded = {name: CodedLinear(stored[name], get_bias(layer)) for name, layer in plain.items()}
+    for name, layer in coded.items():
+        block.set_submodule(name.removeprefix(prefix), layer)
+    yield
+    for name, layer in coded.items():
+        stored[name] = layer.stored()
+        set_weight(plain[name], _written(stored[name], options), layer.bias)
+        block.set_submodule(name.removeprefix(prefix), plain[name])
+
+
 def _tune(
     block: nn.Module,
-    prefix: str,
-    stored: dict[str, StoredLayer],
-    forward: Callable[[int], torch.Tensor],
+    calls: list[Callable[[], torch.Tensor]],
     targets: list[torch.Tensor],
-    options: Options,
+    shares: list[float],
+    prepared: Prepared,
+    epochs: int,
 ) -> TuneReport:
-    """Tune a block whose layers are quantized; update it and what is `stored` of it."""
-    plain = {name: block.get_submodule(name.removeprefix(prefix)) for name in stored}
-    for name, layer in plain.items():
-        block.set_submodule(name.removeprefix(prefix), CodedLinear(stored[name], get_bias(layer)))
+    """Tune what `block` consists of now, each process with its share of every batch."""
+    # With nothing of a batch here, this process still takes the step: with another batch, which counts nothing.
+    here = [i if share else 0 for i, share in enumerate(shares)]
     block.requires_grad_(True)
-    report = tune_block(block, forward, targets, options.tuning, options.seed)
+    report = tune_block(
+        block,
+        lambda i: calls[here[i]](),
+        [targets[i] for i in here],
+        replace(prepared.options.tuning, epochs=epochs),
+        prepared.options.seed,
+        lambda i, tensors: prepared.world.average(tensors, shares[i]),
+    )
     block.requires_grad_(False)
-    for name, layer in plain.items():
-        coded = block.get_submodule(name.removeprefix(prefix))
-        assert isinstance(coded, CodedLinear)
-        stored[name] = coded.stored()
-        set_weight(layer, _written(stored[name], options), coded.bias)
-        block.set_submodule(name.removeprefix(prefix), layer)
     return report
 
 
@@ -224,6 +298,8 @@ def quantize_layer(
         peak_megabytes=peak_megabytes(),
         bits_payload=planned.payload,
         bits_all_in=planned.all_in,
+        tokens=statistics.tokens,
+        borrowed=statistics.borrowed,
     )
     log.info("%s: error %.4f, %.1f s", line.layer, line.error_after, line.seconds)
     return (stored, None if bias is None else as_stored(bias)), line

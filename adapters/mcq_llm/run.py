@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from mcq_llm.card import Facts
 from mcq_llm.checkpoint import Checkpoint, fingerprint
 from mcq_llm.config import Options
 from mcq_llm.export import describe
 from mcq_llm.html_report import write_report
+from mcq_llm.plan import quantized
 from mcq_llm.prepare import Prepared, prepare
 from mcq_llm.quantize import BlockReport, LayerReport, quantize
 from mcq_llm.storage import resumable_folder, write_bytes
+from mcq_llm.world import joined
 
 LAYERS, TUNING = "quantize.jsonl", "tuning.jsonl"
 
@@ -29,6 +33,8 @@ def run(
     spill: Path | None = None,
 ) -> None:
     """Quantize a model and write it to the folder `out`, completely or not at all.
+
+    Started by torchrun, the processes share the work, and the first one does all reading and writing of `out`.
 
     Parameters
     ----------
@@ -49,26 +55,38 @@ def run(
     InputError, ConfigError
         Before any work, for whatever could fail later.
     """
-    with resumable_folder(out, resume) as folder:
-        write(prepare(source, text, options, stream=stream, spill=spill), folder, name=Path(out).name)
+    with joined() as world, resumable_folder(out, resume) if world.first else nullcontext(Path(out)) as folder:
+        prepared = prepare(source, text, options, stream=stream, spill=spill, world=world)
+        write(prepared, folder, name=Path(out).name)
 
 
 def write(prepared: Prepared, folder: Path, name: str) -> None:
-    """Quantize a prepared model in place, and write a checkpoint called `name` into `folder`."""
-    model, blocks, options = prepared.model, prepared.blocks, prepared.options
-    checkpoint = Checkpoint(
-        folder, model, blocks, prepared.plan, options.dense, fingerprint(model, blocks, prepared.windows, options)
-    )
-    if not checkpoint.complete:
-        _drop_unfinished(folder / LAYERS, lambda line: checkpoint.has_layer(line["layer"]))
-        _drop_unfinished(folder / TUNING, lambda line: checkpoint.has_block(blocks.number(line["block"])))
+    """Quantize a prepared model in place; the first process writes a checkpoint called `name` into `folder`."""
+    model, blocks, options, world = prepared.model, prepared.blocks, prepared.options, prepared.world
+    identity = world.from_first(lambda: fingerprint(model, blocks, prepared.windows, options))
+    checkpoint = Checkpoint(folder, model, blocks, prepared.plan, options.dense, identity)
 
-        def report(line: LayerReport | BlockReport) -> None:
-            with open(folder / (LAYERS if isinstance(line, LayerReport) else TUNING), "a", encoding="utf-8") as file:
-                file.write(line.to_json() + "\n")
+    def take_up() -> bool:
+        """Return whether an earlier run came to its end; else make its reports agree with its parts."""
+        checkpoint.open()
+        if not checkpoint.complete:
+            _drop_unfinished(folder / LAYERS, lambda line: checkpoint.has_layer(line["layer"]))
+            _drop_unfinished(folder / TUNING, lambda line: checkpoint.has_block(blocks.number(line["block"])))
+        return checkpoint.complete
 
+    def report(line: LayerReport | BlockReport) -> None:
+        with open(folder / (LAYERS if isinstance(line, LayerReport) else TUNING), "a", encoding="utf-8") as file:
+            file.write(line.to_json() + "\n")
+
+    complete = world.from_first(take_up)
+    if not complete:
         quantize(prepared, checkpoint, report)
-        describe(prepared, checkpoint.write_shards(), folder, name)
+    if not world.first:
+        return
+    if not complete:
+        setting = quantized(prepared.plan)[0].setting
+        describe(model, prepared.tokenizer, setting, checkpoint.write_shards(), folder)
+        Facts.of(model, prepared.tokenizer, options, name, prepared.text).save(folder)
         write_report(folder)
     checkpoint.seal()
 

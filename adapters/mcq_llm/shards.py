@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -10,6 +12,8 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from mcq.errors import InputError
 
@@ -20,9 +24,14 @@ INDEX = "model.safetensors.index.json"
 class Shards:
     """The safetensors files of a checkpoint folder.
 
+    transformers computes with other parameters than some checkpoints hold, such as fused experts. What is read goes
+    through the conversions that it registers for the architecture, and is written back through them.
+
     Parameters
     ----------
     folder : Path
+    model : PreTrainedModel
+        Of that checkpoint, with or without weights.
 
     Raises
     ------
@@ -30,8 +39,8 @@ class Shards:
         If the folder holds no safetensors.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, model: PreTrainedModel) -> None:
+        self._folder, self._model = folder, model
         if (folder / INDEX).exists():
             self._file = dict(json.loads((folder / INDEX).read_text())["weight_map"])
         elif (folder / SINGLE).exists():
@@ -42,6 +51,18 @@ class Shards:
                 f"weights can be read block by block only from safetensors files, and {folder} has none; "
                 f"convert it with save_pretrained, or load it as a whole (without --stream)"
             )
+        conversions = get_model_conversion_mapping(model)
+        renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+        self._converters = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+        # By parameter: the names of the tensors that it is made of, and the patterns of these.
+        self._sources: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
+        state = model.state_dict()
+        for name in sorted(self._file, key=dot_natural_key):
+            target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+            self._sources[target].append((name, pattern))
+        used = [entry for entry in conversions if entry.was_used()]
+        setattr(model, "_weight_conversions", used)  # noqa: B010 (for saving, as from_pretrained does; not declared)
 
     def load(self, module: nn.Module, prefix: str) -> None:
         """Give `module` its parameters from the disk, in float32; they have `prefix` before their names there.
@@ -51,26 +72,43 @@ class Shards:
         InputError
             If one is missing.
         """
-        module.load_state_dict({name: self._read(prefix + name) for name in module.state_dict()}, assign=True)
+        tensors = self._converted([target for target in self._sources if target.startswith(prefix)])
+        missing = [prefix + name for name in module.state_dict() if prefix + name not in tensors]
+        if missing:
+            raise self._lacking(missing[0])
+        module.load_state_dict({name: tensors[prefix + name] for name in module.state_dict()}, assign=True)
 
     def load_rest(self, model: PreTrainedModel, blocks: str) -> None:
         """Give `model` all parameters but those of the list called `blocks`."""
-        wanted = [name for name in model.state_dict() if not name.startswith(f"{blocks}.")]
-        model.load_state_dict({n: self._read(n) for n in wanted if n in self._file}, assign=True, strict=False)
+        tensors = self._converted([target for target in self._sources if not target.startswith(f"{blocks}.")])
+        model.load_state_dict(tensors, assign=True, strict=False)
         model.tie_weights()
-        for name in wanted:
-            if model.state_dict()[name].is_meta:
-                self._read(name)  # says that it is missing
+        for name, tensor in model.state_dict().items():
+            if tensor.is_meta and not name.startswith(f"{blocks}."):
+                raise self._lacking(name)
+
+    def _converted(self, targets: list[str]) -> dict[str, torch.Tensor]:
+        """Read everything that becomes one of the parameters `targets`."""
+        tensors: dict[str, torch.Tensor] = {}
+        for target in targets:
+            first, pattern = self._sources[target][0]
+            conversion = deepcopy(self._converters[pattern]) if pattern else WeightRenaming(first, target)
+            for name, pattern in self._sources[target]:
+                conversion.add_tensor(target, name, pattern or name, self._read(name))  # type: ignore[arg-type]
+            made = conversion.convert(target, model=self._model, config=self._model.config)
+            tensors |= {name: made[name][0] if isinstance(made[name], list) else made[name] for name in made}
+        return tensors
 
     def _read(self, name: str) -> torch.Tensor:
-        if name not in self._file:
-            raise InputError(
-                f"{self._folder} has no tensor {name}: this architecture is stored under other names than it "
-                f"computes with; load it as a whole (without --stream)"
-            )
         with safe_open(self._folder / self._file[name], "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor.float() if tensor.is_floating_point() else tensor
+
+    def _lacking(self, name: str) -> InputError:
+        return InputError(
+            f"{self._folder} must hold what {name} is made of, but does not; check that the folder is complete, or "
+            f"load it as a whole (without --stream)"
+        )
 
 
 def unload(module: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Block tuning: what is left to choose once the codes of a block are fixed is fitted to the block's output.
 
 Codes are found layer by layer, each for its own output. Codebooks, scales, norms and biases are then tuned together,
-by gradients, so that the block as a whole reproduces what it should return on the calibration inputs.
+by gradients, so that the block as a whole reproduces what it should return on the calibration inputs. The same before
+any code is chosen lets a block make up for the errors of the blocks before it, when its weights can still follow.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ LARGEST = torch.finfo(torch.float16).max
 LEAST_SIZE = 1e-3
 
 BETAS = (0.9, 0.95)
+#: Fraction of all steps over which the learning rate rises.
+WARM_UP = 0.1
 
 Forward = Callable[[int], torch.Tensor]
+Average = Callable[[int, Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 State = list[torch.Tensor]
 
 
@@ -40,9 +44,12 @@ class TuneOptions:
     Attributes
     ----------
     epochs : int
-        Passes over the calibration batches; 0 leaves the block as it is.
+        Passes over the calibration batches with the codes fixed; 0 leaves the block as it is.
+    dense_epochs : int
+        Passes before the layers are quantized, when their weights are still free. `tune_block` does not read it.
     learning_rate : float
-        First step of Adam as a fraction of a tensor's root mean square; falls to zero along a cosine.
+        Largest step of Adam as a fraction of a tensor's root mean square; rises to it from zero over the first tenth
+        of all steps, and falls to zero along a cosine.
     held_out : float
         Fraction of the batches, at least one, that is not trained on but chooses the best epoch.
     patience : int
@@ -52,7 +59,8 @@ class TuneOptions:
         computes in it natively.
     """
 
-    epochs: int = 8
+    epochs: int = 3
+    dense_epochs: int = 2
     learning_rate: float = 0.01
     held_out: float = 0.125
     patience: int = 3
@@ -60,6 +68,7 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         in_range(self.epochs, 0, None, "epochs")
+        in_range(self.dense_epochs, 0, None, "dense_epochs")
         in_range(self.learning_rate, 0.0, 1.0, "learning_rate")
         in_range(self.held_out, 0.0, 0.5, "held_out")
         in_range(self.patience, 1, None, "patience")
@@ -89,14 +98,20 @@ class TuneReport:
 
 
 def tune_block(
-    block: nn.Module, forward: Forward, targets: Sequence[torch.Tensor], options: TuneOptions, seed: int = 0
+    block: nn.Module,
+    forward: Forward,
+    targets: Sequence[torch.Tensor],
+    options: TuneOptions,
+    seed: int = 0,
+    average: Average = lambda i, tensors: tensors,
 ) -> TuneReport:
     """Tune all floating-point parameters of a block, in place, towards given outputs.
 
     Parameters
     ----------
     block : Module
-        In float32, with a `CodedLinear` in place of each quantized layer.
+        In float32. With a `CodedLinear` in place of each quantized layer, the codes are fixed; in a layer that is not
+        quantized yet, the weight is tuned like all else.
     forward : callable
         Returns the hidden states, of shape (..., width), that `block` computes for calibration batch i, or those after
         further blocks, through which the error is then seen. Called under autocast; must not run in inference mode.
@@ -105,6 +120,9 @@ def tune_block(
     options : TuneOptions
     seed : int
         Decides which batches are held out and the order of the others.
+    average : callable
+        Where several processes have parts of each batch: returns what ``average(i, tensors)`` is handed for its part
+        of batch i, loss and gradients, averaged over the whole batch, the same in all processes.
 
     Returns
     -------
@@ -118,7 +136,7 @@ def tune_block(
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     training, held_out = _split(len(targets), options.held_out, generator)
-    run = _Run(block, forward, targets, options, steps=options.epochs * len(training))
+    run = _Run(block, forward, targets, options, average, steps=max(1, options.epochs * len(training)))
     loss_before = best_loss = run.loss(held_out)
     best, best_epoch, epoch = run.rounded(), 0, 0
     healthy = math.isfinite(loss_before)
@@ -139,9 +157,15 @@ class _Run:
     """The parameters of a block on their way to a lower loss."""
 
     def __init__(
-        self, block: nn.Module, forward: Forward, targets: Sequence[torch.Tensor], options: TuneOptions, steps: int
+        self,
+        block: nn.Module,
+        forward: Forward,
+        targets: Sequence[torch.Tensor],
+        options: TuneOptions,
+        average: Average,
+        steps: int,
     ) -> None:
-        self.forward, self.targets = forward, targets
+        self.forward, self.targets, self.average = forward, targets, average
         self.parameters = [parameter for parameter in block.parameters() if parameter.is_floating_point()]
         coded = [layer for layer in block.modules() if isinstance(layer, CodedLinear)]
         self.always_half = {id(tensor) for layer in coded for tensor in (layer.codebooks, layer.scales)}
@@ -151,7 +175,11 @@ class _Run:
             for parameter in self.parameters
         ]
         self.optimiser = torch.optim.Adam(groups, betas=BETAS)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, max(steps, 1))
+        # Adam's first steps have the full size in every coordinate, whatever the gradient: they must be small.
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser,
+            lambda step: min(1.0, (step + 1) / (WARM_UP * steps)) * (1 + math.cos(math.pi * step / steps)) / 2,
+        )
 
     def train(self, batches: Sequence[int]) -> bool:
         """Take a step for each batch, and return whether all losses were finite; stop at the first that is not."""
@@ -159,10 +187,11 @@ class _Run:
             with torch.enable_grad():
                 loss = self._error(i)
                 # Not backward(): it would also fill gradients of blocks that `forward` runs after this one.
-                gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+                gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+            loss, *averaged = self.average(i, [loss, *gradients])
             if not torch.isfinite(loss):
                 return False
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            for parameter, gradient in zip(self.parameters, averaged, strict=True):
                 parameter.grad = gradient
             self.optimiser.step()
             self.optimiser.zero_grad()
@@ -174,7 +203,7 @@ class _Run:
         current = [parameter.detach().clone() for parameter in self.parameters]
         self.load(self.rounded())
         with torch.no_grad():
-            loss = sum(float(self._error(i)) for i in batches) / len(batches)
+            loss = sum(float(self.average(i, [self._error(i)])[0]) for i in batches) / len(batches)
         self.load(current)
         return loss
 
