@@ -24,9 +24,9 @@ from mcq_llm.aqlm_format import CODED, StoredLayer
 from mcq_llm.blocks import Blocks
 from mcq_llm.config import Options
 from mcq_llm.plan import Layer, quantized
+from mcq_llm.shards import INDEX
 from mcq_llm.storage import as_stored, read_tensors, write_bytes, write_tensors
 
-INDEX = "model.safetensors.index.json"
 RUN = "run.json"
 
 

@@ -22,19 +22,14 @@ from mcq.errors import InputError
 from mcq.validate import in_range, one_of
 from mcq_llm.coded_model import CodedModel
 from mcq_llm.halves import hidden_states, logits, position_slices
+from mcq_llm.parameters import State, adam, overwrite, rounded
 from mcq_llm.precision import PRECISIONS, autocast
-from mcq_llm.storage import as_stored
 from mcq_llm.teacher import Teacher, divergence
 
 log = logging.getLogger("mcq")
 
-BETAS = (0.9, 0.95)
-#: Least size that a learning rate refers to; what starts at zero, as biases may, could not move otherwise.
-LEAST_SIZE = 1e-3
 #: A gradient is shortened to this multiple of the usual length.
 LONGEST = 2.0
-
-State = list[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -169,11 +164,9 @@ class _Run:
         coded = [tensor for layer in student.layers.values() for tensor in (layer.codebooks, layer.scales)]
         self.always_half = {id(tensor) for tensor in coded}
         self.parameters = coded + _uncoded(student.model, options.embeddings)
-        groups = [
-            {"params": [parameter.requires_grad_()], "lr": options.learning_rate * max(_size(parameter), LEAST_SIZE)}
-            for parameter in self.parameters
-        ]
-        self.optimiser = torch.optim.Adam(groups, betas=BETAS)
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+        self.optimiser = adam(self.parameters, options.learning_rate)
         warmup = max(1, round(options.warmup * steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, partial(_rate, warmup=warmup, steps=steps))
         self.usual_length: float | None = None
@@ -199,16 +192,13 @@ class _Run:
         self.load(current)
         return loss
 
-    @torch.no_grad()
     def rounded(self) -> State:
         """Return the value that each parameter will have when it is loaded again."""
-        return [(p.half() if id(p) in self.always_half else as_stored(p)).float() for p in self.parameters]
+        return rounded(self.parameters, self.always_half)
 
-    @torch.no_grad()
     def load(self, state: State) -> None:
         """Give every parameter its value in `state`, and the model its weights."""
-        for parameter, value in zip(self.parameters, state, strict=True):
-            parameter.copy_(value)
+        overwrite(self.parameters, state)
         self.student.decode()
 
     def _parts(self, sequences: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -286,7 +276,3 @@ def _rate(step: int, warmup: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _size(parameter: torch.Tensor) -> float:
-    return float(parameter.detach().square().mean().sqrt())

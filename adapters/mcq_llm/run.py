@@ -17,9 +17,10 @@ from mcq_llm.plan import quantized
 from mcq_llm.prepare import Prepared, prepare
 from mcq_llm.quantize import BlockReport, LayerReport, quantize
 from mcq_llm.storage import resumable_folder, write_bytes
+from mcq_llm.summary import LINES
 from mcq_llm.world import joined
 
-LAYERS, TUNING = "quantize.jsonl", "tuning.jsonl"
+TUNING = "tuning.jsonl"
 
 
 def run(
@@ -70,12 +71,12 @@ def write(prepared: Prepared, folder: Path, name: str) -> None:
         """Return whether an earlier run came to its end; else make its reports agree with its parts."""
         checkpoint.open()
         if not checkpoint.complete:
-            _drop_unfinished(folder / LAYERS, lambda line: checkpoint.has_layer(line["layer"]))
+            _drop_unfinished(folder / LINES, lambda line: checkpoint.has_layer(line["layer"]))
             _drop_unfinished(folder / TUNING, lambda line: checkpoint.has_block(blocks.number(line["block"])))
         return checkpoint.complete
 
     def report(line: LayerReport | BlockReport) -> None:
-        with open(folder / (LAYERS if isinstance(line, LayerReport) else TUNING), "a", encoding="utf-8") as file:
+        with open(folder / (LINES if isinstance(line, LayerReport) else TUNING), "a", encoding="utf-8") as file:
             file.write(line.to_json() + "\n")
 
     complete = world.from_first(take_up)

@@ -19,22 +19,16 @@ from torch import nn
 from mcq.errors import InputError
 from mcq.validate import in_range, one_of
 from mcq_llm.coded_linear import CodedLinear
+from mcq_llm.parameters import State, adam, overwrite, rounded
 from mcq_llm.precision import PRECISIONS, autocast
-from mcq_llm.storage import as_stored
 
 log = logging.getLogger("mcq")
 
-LARGEST = torch.finfo(torch.float16).max
-#: Least size that a learning rate refers to; what starts at zero, as biases may, could not move otherwise.
-LEAST_SIZE = 1e-3
-
-BETAS = (0.9, 0.95)
 #: Fraction of all steps over which the learning rate rises.
 WARM_UP = 0.1
 
 Forward = Callable[[int], torch.Tensor]
 Average = Callable[[int, Sequence[torch.Tensor]], Sequence[torch.Tensor]]
-State = list[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -170,11 +164,7 @@ class _Run:
         coded = [layer for layer in block.modules() if isinstance(layer, CodedLinear)]
         self.always_half = {id(tensor) for layer in coded for tensor in (layer.codebooks, layer.scales)}
         self.precision = options.precision
-        groups = [
-            {"params": [parameter], "lr": options.learning_rate * max(_size(parameter), LEAST_SIZE)}
-            for parameter in self.parameters
-        ]
-        self.optimiser = torch.optim.Adam(groups, betas=BETAS)
+        self.optimiser = adam(self.parameters, options.learning_rate)
         # Adam's first steps have the full size in every coordinate, whatever the gradient: they must be small.
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser,
@@ -207,19 +197,13 @@ class _Run:
         self.load(current)
         return loss
 
-    @torch.no_grad()
     def rounded(self) -> State:
         """Return the value that each parameter will have when it is loaded again."""
-        return [
-            (p.clamp(-LARGEST, LARGEST).half() if id(p) in self.always_half else as_stored(p)).float()
-            for p in self.parameters
-        ]
+        return rounded(self.parameters, self.always_half)
 
-    @torch.no_grad()
     def load(self, state: State) -> None:
         """Give every parameter its value in `state`."""
-        for parameter, value in zip(self.parameters, state, strict=True):
-            parameter.copy_(value)
+        overwrite(self.parameters, state)
 
     def _error(self, i: int) -> torch.Tensor:
         with autocast(self.parameters[0].device, self.precision):
@@ -243,7 +227,3 @@ def _split(count: int, fraction: float, generator: torch.Generator) -> tuple[lis
     order = torch.randperm(count, generator=generator).tolist()
     held_out = max(1, round(fraction * count))
     return order[held_out:], order[:held_out]
-
-
-def _size(parameter: torch.Tensor) -> float:
-    return float(parameter.detach().square().mean().sqrt())
