@@ -17,7 +17,7 @@ test: .venv/installed
 	.venv/bin/python -m pytest
 
 demo: .venv-demo/installed
-	.venv-demo/bin/python -m mcq_llm.demo
+	OMP_WAIT_POLICY=PASSIVE .venv-demo/bin/python -m mcq_llm.demo
 
 lint: .venv/installed
 	.venv/bin/ruff check

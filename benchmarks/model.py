@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("calibration", type=Path)
     parser.add_argument("evaluation", type=Path)
     parser.add_argument("--tokens", type=int, default=32 * 1024)
-    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     return_freed_memory()

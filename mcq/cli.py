@@ -6,6 +6,7 @@ called, so that one which is slow to import or broken does not touch the other c
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ Threads = Annotated[
 
 def main() -> None:
     """Run the command line; errors that a user can cause become one line and exit status 2."""
+    # Libraries with thread pools of their own take turns here; none may keep the cores busy while another works.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (McqError, OSError, MemoryError) as error:

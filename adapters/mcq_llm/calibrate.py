@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from mcq_llm.blocks import Blocks, get_weight
 from mcq_llm.borrow import idle_experts
 from mcq_llm.experts import entries, rows_of
-from mcq_llm.memory import on_disk
+from mcq_llm.memory import apart
 from mcq_llm.moments import Moments, Statistics
 from mcq_llm.stages import run_stage, same_tensor
 from mcq_llm.world import ALONE, World
@@ -90,8 +90,8 @@ class Stream:
         return block if self.dtype == torch.float32 else copy.deepcopy(block).to(self.dtype)
 
     def kept(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return `tensor`, or a copy on the disk."""
-        return tensor if self._spill is None else on_disk(tensor, self._spill)
+        """Return a copy of `tensor` for as long as a block takes: outside of the heap, or on the disk."""
+        return apart(tensor, self._spill)
 
     def calls(self, index: int, block: nn.Module, dtype: torch.dtype | None = None) -> list[Callable[[], torch.Tensor]]:
         """Return the forward pass of `block`, number `index`, for every batch, from inputs of type `dtype` if given."""

@@ -43,7 +43,7 @@ def quantize_command(
     ] = None,
     target: Annotated[str, typer.Option(help="What layers reproduce: original or quantized (see docs).")] = "original",
     correction: Annotated[float, typer.Option(help="How far to go towards the original outputs, 0 to 1.")] = 0.5,
-    precision: Annotated[str, typer.Option(help="Of the calibration pass: float32 or bfloat16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="Of the calibration pass: auto, float32 or bfloat16.")] = "auto",
     tune: Annotated[str, typer.Option(help="After each block: none, bias, or block (see docs).")] = "none",
     epochs: Annotated[int | None, typer.Option(help="With --tune block: passes over the calibration text.")] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Write ordinary weights instead of AQLM codes.")] = False,

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from mcq.errors import ConfigError
 from mcq.validate import in_range, one_of
+from mcq_llm.precision import PRECISIONS
 from mcq_llm.setting import Override, Setting
 from mcq_llm.tune import TuneOptions
 
 TARGETS = ("quantized", "original")
-PRECISIONS = ("float32", "bfloat16")
 TUNE = ("none", "bias", "block")
 
 
@@ -37,8 +37,9 @@ class Options:
         With ``target="original"``: how far to go towards that target, 0 to 1.
     damping : float
         With ``target="original"``: added to the diagonal of the Gram, as a fraction of its mean.
-    precision : {"float32", "bfloat16"}
-        Of the calibration pass. Statistics are always float32 or wider.
+    precision : {"auto", "float32", "bfloat16"}
+        Of the calibration pass; "auto" is bfloat16 where the processor computes in it natively. Statistics are always
+        float32 or wider.
     tune : {"none", "bias", "block"}
         What is done to a block whose layers are quantized: nothing; biases, where there are any, make up for the mean
         of the error; or codebooks, scales, norms and biases are tuned together.
@@ -56,7 +57,7 @@ class Options:
     target: str = "original"
     correction: float = 0.5
     damping: float = 0.01
-    precision: str = "float32"
+    precision: str = "auto"
     tune: str = "none"
     tuning: TuneOptions = field(default_factory=TuneOptions)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import resource
 import sys
 import tempfile
@@ -18,7 +19,7 @@ def peak_megabytes() -> float:
 
 
 def return_freed_memory() -> None:
-    """Make glibc hand blocks of 1 MB and more back to the system as soon as they are freed.
+    """Make glibc hand blocks of 2 MB and more back to the system as soon as they are freed.
 
     Left alone, it raises that limit to the largest block freed so far (up to 32 MB), keeps activations in the
     heap of every thread, and lets it fragment to several times what is in use. For programs to call at their
@@ -27,12 +28,19 @@ def return_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         m_mmap_threshold = -3  # of malloc.h
-        mallopt(m_mmap_threshold, 1 << 20)
+        mallopt(m_mmap_threshold, 2 << 20)
 
 
-def on_disk(tensor: torch.Tensor, folder: Path) -> torch.Tensor:
-    """Return a copy of `tensor` in a nameless file, of which the system keeps in memory what there is room for."""
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        file.truncate(max(tensor.nbytes, 1))
-        mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+def apart(tensor: torch.Tensor, folder: Path | None) -> torch.Tensor:
+    """Return a copy of `tensor` outside of the heap, for what lives long: there it would fragment what is freed.
+
+    With a `folder` it is in a nameless file there, of which the system keeps in memory what there is room for.
+    """
+    size = max(tensor.nbytes, 1)
+    if folder is None:
+        mapped = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)[: tensor.nbytes].view(tensor.dtype)
+    else:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.truncate(size)
+            mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
     return mapped.view(tensor.shape).copy_(tensor)

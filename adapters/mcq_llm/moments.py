@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg.blas import ssyrk
+from scipy.linalg.blas import sgemm, ssyrk
 
 import mcq
 from mcq.errors import InputError
@@ -45,7 +45,8 @@ class Statistics:
 class Moments:
     """Sums over the inputs of a layer, batch by batch.
 
-    Products are summed in float32 within a batch, in float64 over the batches.
+    Products are summed in float32 within a batch, in float64 over the batches: then hardly anything depends on how
+    batches are dealt out to processes.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ class Moments:
     """
 
     def __init__(self, width: int) -> None:
-        self._gram = np.zeros((width, width))  # lower triangle
+        self._gram = np.zeros((width, width), order="F")  # lower triangle; in the column order of BLAS
         self._cross: NDArray[np.float64] | None = None
         self._sum, self._original_sum = np.zeros(width), np.zeros(width)
         self._rows = self._paired = 0.0  # by their weights
@@ -77,19 +78,19 @@ class Moments:
         if weights is not None:
             rows, own, root = float(weights.double().sum()), int((weights == 1).sum()), weights.sqrt().numpy()
         x = _scaled(_rows(inputs), root)
-        self._gram += ssyrk(1.0, x.T, lower=True)  # half the work of a general product
+        # Half the work of a general product. Both products are SciPy's: NumPy brings a BLAS of its own, and the threads
+        # of the one that was called last wait busily while the other works.
+        self._gram += ssyrk(1.0, x.T, lower=True)
         self._sum += _scaled(x, root).sum(0, dtype=np.float64)
         self._rows += rows
         self._tokens += own
         self._borrowed += tokens - own
         if original is not None and original.shape == inputs.shape:
             y = _scaled(_rows(original), root)
-            product = y.T @ x
-            self._original_sum += _scaled(y, root).sum(0, dtype=np.float64)
             if self._cross is None:
-                self._cross = product.astype(np.float64)
-            else:
-                self._cross += product
+                self._cross = np.zeros_like(self._gram)
+            self._cross += sgemm(1.0, x.T, y.T, trans_b=True)
+            self._original_sum += _scaled(y, root).sum(0, dtype=np.float64)
             self._paired += rows
 
     def add_up(self, world: World, ranks: Collection[int]) -> None:
@@ -106,17 +107,17 @@ class Moments:
             self._cross = np.zeros_like(self._gram)
         for array in (self._gram, self._cross, self._sum, self._original_sum):
             if array is not None:
-                world.add_up(array, ranks)
+                world.add_up(array.T, ranks)  # in row order
 
     def statistics(self, name: str) -> Statistics:
         """Return the moments of layer `name`; ends the collection, whose memory they take over."""
         if not self._rows:
             unit = np.eye(len(self._gram))
             return Statistics(unit, None, torch.zeros(len(unit)), None, mcq.Gram(unit), 0, 0)
-        gram = self._gram
+        gram = self._gram.T  # upper triangle
         gram /= self._rows
         for row in range(len(gram)):
-            gram[row, row:] = gram[row:, row]
+            gram[row:, row] = gram[row, row:]
         if not np.isfinite(gram).all():
             raise InputError(
                 f"the activations that reach {name} must be finite, but hold NaN or infinity; "
@@ -124,7 +125,8 @@ class Moments:
             )
         cross, original_mean = None, None
         if self._cross is not None:
-            cross = np.divide(self._cross, self._rows, out=self._cross)
+            cross = self._cross.T
+            cross /= self._rows
             original_mean = torch.from_numpy(self._original_sum / self._rows).float()
         mean = torch.from_numpy(self._sum / self._rows).float()
         return Statistics(gram, cross, mean, original_mean, mcq.Gram(gram), self._tokens, self._borrowed)

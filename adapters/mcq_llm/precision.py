@@ -9,12 +9,17 @@ from mcq.validate import one_of
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def compute_type(device: torch.device, precision: str) -> torch.dtype:
-    """Return the type that a precision stands for; "auto" is bfloat16 where the device computes in it natively."""
+def resolve(device: torch.device, precision: str) -> str:
+    """Return what a precision stands for on `device`: "auto" is bfloat16 where it computes in it natively."""
     one_of(precision, PRECISIONS, "precision")
-    if precision == "auto":
-        precision = "bfloat16" if _native_bfloat16(device) else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if precision != "auto":
+        return precision
+    return "bfloat16" if _native_bfloat16(device) else "float32"
+
+
+def compute_type(device: torch.device, precision: str) -> torch.dtype:
+    """Return the type that a precision stands for on `device`."""
+    return torch.bfloat16 if resolve(device, precision) == "bfloat16" else torch.float32
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

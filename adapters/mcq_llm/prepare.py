@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from mcq_llm.blocks import Blocks, find_blocks
 from mcq_llm.config import Options
 from mcq_llm.load import load, load_streamed, require_dense
 from mcq_llm.plan import Layer, make_plan, require_aqlm
+from mcq_llm.precision import resolve
 from mcq_llm.text import spread_windows, text_hash, tokenize
 from mcq_llm.world import ALONE, World
 
@@ -33,6 +34,7 @@ class Prepared:
     windows : tensor of shape (sequences, window), int64
         Calibration tokens.
     options : Options
+        With the precisions that "auto" stands for on this machine.
     text : str
         `text_hash` of the calibration text.
     spill : Path or None
@@ -81,9 +83,16 @@ def prepare(
         model, tokenizer = load(source)
         require_dense(model)
         blocks = find_blocks(model)
+    options = _resolved(options, model.device)
     plan = make_plan(blocks, options)
     if not options.dense:
         for warning in require_aqlm(plan, blocks):
             log.warning(warning)
     windows = spread_windows(tokenize(tokenizer, text), options.tokens // options.window, options.window)
     return Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), spill, world)
+
+
+def _resolved(options: Options, device: torch.device) -> Options:
+    """Fix what depends on the machine, so that a run that goes on elsewhere is refused if it would differ."""
+    tuning = replace(options.tuning, precision=resolve(device, options.tuning.precision))
+    return replace(options, precision=resolve(device, options.precision), tuning=tuning)

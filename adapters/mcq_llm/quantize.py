@@ -29,6 +29,7 @@ from mcq_llm.drift import corrected_weight
 from mcq_llm.memory import peak_megabytes
 from mcq_llm.moments import Statistics
 from mcq_llm.plan import PlannedLayer, quantized, quantizer
+from mcq_llm.precision import compute_type
 from mcq_llm.prepare import Prepared
 from mcq_llm.storage import as_stored, round_to_stored
 from mcq_llm.tune import TuneReport, tune_block
@@ -118,7 +119,7 @@ def quantize(prepared: Prepared, checkpoint: Checkpoint, report: Report = lambda
     model, blocks, options = prepared.model, prepared.blocks, prepared.options
     planned = {layer.name for layer in quantized(prepared.plan)}
     round_to_stored(model)
-    dtype = getattr(torch, options.precision)
+    dtype = compute_type(model.device, options.precision)
     world = prepared.world
     cut = options.tune == "block"
     stream = Stream(model, blocks, prepared.windows, options.batch, dtype, prepared.spill, world, cut)
