@@ -54,7 +54,7 @@ class TuneOptions:
     """
 
     epochs: int = 3
-    dense_epochs: int = 2
+    dense_epochs: int = 4
     learning_rate: float = 0.01
     held_out: float = 0.125
     patience: int = 3
