@@ -18,6 +18,7 @@ from mcq.codes import Bits, Codes
 from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFittedError
 from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
+from mcq.product import ProductQuantizer
 from mcq.quantizer import Quantizer
 from mcq.residual import ResidualQuantizer
 
@@ -40,6 +41,7 @@ __all__ = [
     "McqError",
     "Metric",
     "NotFittedError",
+    "ProductQuantizer",
     "Quantizer",
     "ResidualQuantizer",
     "load",

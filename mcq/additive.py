@@ -11,12 +11,14 @@ from mcq import io
 from mcq.codebooks import refit, start_codebooks
 from mcq.codes import Codes
 from mcq.encoders.local_search import Search
+from mcq.encoders.tables import Step, TableSearch, plan, tables_fit
 from mcq.errors import InputError
-from mcq.metric import Metric
+from mcq.metric import Identity, Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
 from mcq.scales import Scale, refit_scale, start_scale, stored_scale, to_float16
 from mcq.validate import in_range, one_of
+from mcq.vectors import learn
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
@@ -24,11 +26,9 @@ Words = NDArray[np.uint16]
 
 #: Steps of conjugate gradients in a refit; codes move on before more would pay.
 CONJUGATE_STEPS = 8
-#: Sweeps after the first when codes are chosen for given codebooks.
-ENCODE_SWEEPS = 3
-
-MAX_CODEBOOKS = 16
+MAX_CODEBOOKS = 64
 MAX_GROUP_SIZE = 4096
+MAX_BEAM_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class AdditiveConfig:
     group_size: int | None = 8
     scale: Scale = "none"
     rounds: int = 8
+    beam_width: int = 16
+    search_steps: int = 3
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class AdditiveConfig:
             in_range(self.group_size, 1, MAX_GROUP_SIZE, "group_size")
         one_of(self.scale, ("none", "row", "group"), "scale")
         in_range(self.rounds, 1, None, "rounds")
+        in_range(self.beam_width, 1, MAX_BEAM_WIDTH, "beam_width")
+        in_range(self.search_steps, 0, None, "search_steps")
 
     @property
     def num_entries(self) -> int:
@@ -56,12 +60,15 @@ class AdditiveConfig:
         return 1 << self.codebook_bits
 
 
-def choose_codes(problem: Problem, codebooks: Floats, scale: Floats, kind: Scale) -> tuple[Words, Floats]:
+def choose_codes(
+    problem: Problem, codebooks: Floats, scale: Floats, kind: Scale, config: AdditiveConfig
+) -> tuple[Words, Floats]:
     """Return codes (n, G, M) for given codebooks (M, K, g), and the scales refitted to them as they are stored."""
-    search = Search(problem, *codebooks.shape[:2])
+    num_codebooks, num_entries, _ = codebooks.shape
+    search = Search(problem, num_codebooks, num_entries, config.beam_width)
     codes = search.no_codes()
     search.improve(codes, codebooks, scale, fresh=True)
-    for _ in range(ENCODE_SWEEPS):
+    for _ in range(config.search_steps):
         scale = stored_scale(refit_scale(problem, codes, codebooks, scale, kind))
         search.improve(codes, codebooks, scale)
     return codes, scale
@@ -78,7 +85,7 @@ class AdditiveQuantizer(Quantizer):
     Parameters
     ----------
     num_codebooks : int
-        M, 1 to 16.
+        M, 1 to 64.
     codebook_bits : int
         Bits of a code, 1 to 16; K = 2 ** codebook_bits entries in a codebook.
     group_size : int or None
@@ -87,6 +94,12 @@ class AdditiveQuantizer(Quantizer):
         What has a factor s of its own.
     rounds : int
         Alternations of codes and codebooks in a fit.
+    beam_width : int
+        Of the beam that proposes codes where there are more than two codebooks, 1 to 256.
+    search_steps : int
+        How often codes are improved after they were first chosen for given codebooks: by sweeps over the groups of a
+        row; where a row is one group of more than two codebooks, by moves of pairs, first as they are and then with
+        some codes shifted. 0 is fastest: with one group, the beam alone.
 
     Attributes
     ----------
@@ -105,6 +118,10 @@ class AdditiveQuantizer(Quantizer):
     A round costs O(n d K^2 / g) for M = 2 and O(n d^2) for a Gram, both linear in rows; memory is a few copies of x,
     32 MiB of tables, and for the least squares under a metric other than the identity up to 128 MiB per codebook of
     16 bits. Same seed, same result at every thread count, SIMD level and batch split.
+
+    Whole vectors (`group_size` None, more than two codebooks, no scale, no metric) have a way of their own, see
+    `mcq.vectors`: two starts are compared on held-out rows, and all searches run on tables that all rows share. A round
+    then costs O(n M (d K + K^2)); memory beyond x is 4 M (M - 1) K^2 bytes of tables, at most 512 MiB, and 64 MiB.
 
     References
     ----------
@@ -130,8 +147,11 @@ class AdditiveQuantizer(Quantizer):
         group_size: int | None = 8,
         scale: Scale = "none",
         rounds: int = 8,
+        beam_width: int = 16,
+        search_steps: int = 3,
     ) -> None:
-        super().__init__(AdditiveConfig(num_codebooks, codebook_bits, group_size, scale, rounds))
+        options = (num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps)
+        super().__init__(AdditiveConfig(*options))
 
     @property
     def codebooks(self) -> NDArray[np.float16]:
@@ -216,8 +236,15 @@ class AdditiveQuantizer(Quantizer):
     ) -> tuple[NDArray[np.float16], Words, Floats]:
         """Return codebooks as they are stored, and codes and scales chosen for exactly these."""
         config = self.config
+        if self._is_of_vectors(problem):
+            codebooks, codes = learn(problem, config.num_codebooks, config.num_entries, config.rounds, rng, progress)
+            stored = to_float16(codebooks)
+            tables = TableSearch(stored.astype(np.float32))
+            codes = tables.choose(problem.x, config.beam_width, self._steps(), codes)
+            progress(config.rounds + 1, config.rounds + 1)
+            return stored, codes[:, None], scale
         codebooks = start_codebooks(problem, scale, config.num_codebooks, config.num_entries, rng)
-        search = Search(problem, config.num_codebooks, config.num_entries)
+        search = Search(problem, config.num_codebooks, config.num_entries, config.beam_width)
         codes = search.no_codes()
         for done in range(config.rounds):
             search.improve(
@@ -234,7 +261,20 @@ class AdditiveQuantizer(Quantizer):
 
     def _search(self, problem: Problem, codebooks: Floats, scale: Floats) -> tuple[Words, Floats]:
         """Return codes for given codebooks, and scales as they are stored."""
-        return choose_codes(problem, codebooks, scale, self.config.scale)
+        if self._is_of_vectors(problem):
+            return TableSearch(codebooks).choose(problem.x, self.config.beam_width, self._steps())[:, None], scale
+        return choose_codes(problem, codebooks, scale, self.config.scale, self.config)
+
+    def _is_of_vectors(self, problem: Problem) -> bool:
+        """Return whether all rows share one set of tables, which are worth having and not too large."""
+        config = self.config
+        plain = isinstance(problem.metric, Identity) and problem.num_groups == 1 and config.scale == "none"
+        return plain and config.num_codebooks > 2 and tables_fit(config.num_codebooks, config.num_entries)
+
+    def _steps(self) -> list[Step]:
+        """Return the steps of a search; they are part of the quantizer and do not depend on the seed of a fit."""
+        config = self.config
+        return plan(config.num_codebooks, config.num_entries, config.search_steps, np.random.default_rng(0))
 
     @property
     def _group_size(self) -> int:

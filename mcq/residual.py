@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +23,6 @@ from mcq_ext import cpu
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 
-MAX_BEAM_WIDTH = 256
 #: Bytes that the pair tables of a beam may take; where they would take more, codebooks are chosen one after another.
 MAX_TABLE_BYTES = 1 << 29
 
@@ -32,10 +32,6 @@ class ResidualConfig(AdditiveConfig):
     """Options of `ResidualQuantizer`."""
 
     beam_width: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range(self.beam_width, 1, MAX_BEAM_WIDTH, "beam_width")
 
 
 @io.register("residual")
@@ -52,6 +48,8 @@ class ResidualQuantizer(AdditiveQuantizer):
         As in `AdditiveQuantizer`; `rounds` counts for each codebook.
     beam_width : int
         Partial codes that the beam keeps, 1 to 256.
+    search_steps : int
+        Sweeps over the groups of a row, for each codebook, where there is no beam.
 
     Raises
     ------
@@ -84,9 +82,10 @@ class ResidualQuantizer(AdditiveQuantizer):
         scale: Scale = "none",
         rounds: int = 8,
         beam_width: int = 8,
+        search_steps: int = 3,
     ) -> None:
-        super().__init__(num_codebooks, codebook_bits, group_size, scale, rounds)
-        self.config = ResidualConfig(num_codebooks, codebook_bits, group_size, scale, rounds, beam_width=beam_width)
+        super().__init__(num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps)
+        self.config = ResidualConfig(**dataclasses.asdict(self.config))
 
     def decode(self, codes: Codes, num_codebooks: int | None = None) -> Floats:
         """Return the reconstruction (n, d) from the first `num_codebooks` codes of each group, or from all.
@@ -131,7 +130,7 @@ class ResidualQuantizer(AdditiveQuantizer):
         kinds = [self.config.scale] + ["none"] * (len(codebooks) - 1)
         rest, stages = problem, []
         for codebook, kind in zip(codebooks[:, None], kinds, strict=True):
-            codes, scale = choose_codes(rest, codebook, scale, kind)
+            codes, scale = choose_codes(rest, codebook, scale, kind, self.config)
             if not problem.metric.couples and len(codebooks) > 1 and _tables_fit(*codebooks.shape[:2]):
                 return _beam_codes(problem, codebooks, scale, self.config.beam_width), scale
             rest = _without(rest, codes, codebook, scale)

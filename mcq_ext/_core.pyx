@@ -20,6 +20,11 @@ cdef extern from "mcq_kernels.h" nogil:
         const float *quad
         const float *pair
 
+    ctypedef struct mcq_tables:
+        size_t M, K, K_pad, num_moves
+        const uint8_t *moves
+        const float *pair
+
     ctypedef struct mcq_kernels:
         void (*matmul)(const float *, size_t, const float *, size_t, float *, size_t, size_t, size_t, size_t, float,
                        int) noexcept nogil
@@ -32,6 +37,8 @@ cdef extern from "mcq_kernels.h" nogil:
                       float *, size_t) noexcept nogil
         void (*beam_step)(const float *, const float *, const uint16_t *, const float *, int32_t *, uint16_t *, float *,
                           size_t, size_t, size_t, size_t, size_t, size_t) noexcept nogil
+        void (*table_beam)(const mcq_tables *, const float *, uint16_t *, float *, size_t, size_t) noexcept nogil
+        void (*table_moves)(const mcq_tables *, const float *, uint16_t *, float *, float *, size_t) noexcept nogil
         void (*decode)(const uint16_t *, const float *, const float *, ptrdiff_t, ptrdiff_t, float *, size_t, size_t,
                        size_t, size_t, size_t) noexcept nogil
         void (*scatter_add)(const uint16_t *, const float *, const float *, ptrdiff_t, ptrdiff_t, double *, size_t,
@@ -134,6 +141,30 @@ def beam_step(const float[:, ::1] unary, const float[:, ::1] pair, const uint16_
         kernels.beam_step(&unary[0, 0], pair_pointer, codes_pointer, &cost[0, 0], &parent[0, 0], &entry[0, 0],
                           &new_cost[0, 0], unary.shape[0], codes.shape[1], codes.shape[2], parent.shape[1],
                           K, unary.shape[1])
+
+
+def table_beam(const float[:, :, ::1] unary, const float[:, :, :, ::1] pair, size_t width, uint16_t[:, ::1] codes,
+               float[::1] cost):
+    cdef mcq_tables tables
+    tables.M = unary.shape[1]
+    tables.K = pair.shape[2]
+    tables.K_pad = unary.shape[2]
+    tables.pair = &pair[0, 0, 0, 0]
+    with nogil:
+        kernels.table_beam(&tables, &unary[0, 0, 0], &codes[0, 0], &cost[0], width, unary.shape[0])
+
+
+def table_moves(const float[:, :, ::1] unary, const float[:, :, :, ::1] pair, const uint8_t[:, ::1] moves,
+                uint16_t[:, ::1] codes, float[::1] cost, float[::1] scratch):
+    cdef mcq_tables tables
+    tables.M = unary.shape[1]
+    tables.K = pair.shape[2]
+    tables.K_pad = unary.shape[2]
+    tables.pair = &pair[0, 0, 0, 0]
+    tables.num_moves = moves.shape[0]
+    tables.moves = &moves[0, 0] if moves.shape[0] else NULL
+    with nogil:
+        kernels.table_moves(&tables, &unary[0, 0, 0], &codes[0, 0], &cost[0], &scratch[0], unary.shape[0])
 
 
 def decode(const uint16_t[:, :, ::1] codes, const float[:, :, ::1] codebooks, const float[:, :] scale, float[:, ::1] out):

@@ -215,6 +215,69 @@ def beam_step(
     return parent, entry, new_cost
 
 
+def shared_tables(codebooks: Floats) -> tuple[Floats, Floats]:
+    """Return the tables that all rows share where a row is one group under the identity.
+
+    Returns
+    -------
+    minus2_t : array of shape (g + 1, M * K')
+        -2 C^T, and below it the squared norms of the entries: ``[x, 1] @ minus2_t`` is the unary table.
+    pair : array of shape (2, M (M - 1) / 2, K, K')
+        2 C_a C_b^T for a < b at b (b - 1) / 2 + a, and the same transposed.
+    """
+    num_codebooks, k, g = codebooks.shape
+    entries_t = _pad_entries(codebooks.transpose(0, 2, 1))
+    width = entries_t.shape[2]
+    unary = np.empty((g + 1, num_codebooks, width), np.float32)
+    unary[:g] = -2 * entries_t.transpose(1, 0, 2)
+    unary[g] = _pad_entries(np.einsum("mkg,mkg->mk", codebooks, codebooks), PAD_COST)
+    couples = [(a, b) for b in range(num_codebooks) for a in range(b)]
+    pair = _empty(2, len(couples), k, width)
+    for i, (a, b) in enumerate(couples):
+        matmul(codebooks[a], entries_t[b], out=pair[0, i], alpha=2.0)
+        pair[1, i] = _pad_entries(pair[0, i, :, :k].T)
+    return unary.reshape(g + 1, -1), pair
+
+
+def table_beam(unary: Floats, pair: Floats, width: int) -> tuple[Words, Floats]:
+    """Return codes (n, M) by a beam over the codebooks, and their costs (n,).
+
+    Parameters
+    ----------
+    unary : array of shape (n, M, K')
+    pair : array of shape (2, M (M - 1) / 2, K, K')
+        Of `shared_tables`.
+    width : int
+        Hypotheses kept after each codebook.
+    """
+    codes = np.empty(unary.shape[:2], np.uint16)
+    cost = np.empty(len(unary), np.float32)
+    split(lambda i, j: _core.table_beam(unary[i:j], pair, width, codes[i:j], cost[i:j]), len(unary))
+    return codes, cost
+
+
+def table_moves(unary: Floats, pair: Floats, moves: NDArray[np.uint8], codes: Words) -> Floats:
+    """Improve codes (n, M), in place, by moves that are exact for the tables; return their costs (n,).
+
+    Parameters
+    ----------
+    unary : array of shape (n, M, K')
+    pair : array of shape (2, M (M - 1) / 2, K, K')
+        Of `shared_tables`.
+    moves : array of shape (num_moves, 2)
+        Codebooks that are chosen jointly, the lower one first, in this order; equal numbers mean that codebook alone.
+    codes : array of shape (n, M)
+    """
+    cost = np.empty(len(unary), np.float32)
+    size = 2 * TILE * (PAIR_TILES if pair.shape[2] > LARGE_K else 1) * unary.shape[2]
+
+    def rows(i: int, j: int) -> None:
+        _core.table_moves(unary[i:j], pair, moves, codes[i:j], cost[i:j], _empty(size))
+
+    split(rows, len(unary))
+    return cost
+
+
 def decode(codes: Words, codebooks: Floats, scale: Floats) -> Floats:
     """Return (n, G * g): sums of entries chosen by `codes` (n, G, M) times `scale` (n, G, may be broadcast)."""
     n, groups, _ = codes.shape

@@ -15,6 +15,7 @@ Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 
 #: The cost of an empty place of a beam.
+PAD = 16
 PAD_COST = np.float32(3.0e38)
 #: Entries of the first codebook that a sweep with `starts` goes on from.
 STARTS = 8
@@ -244,6 +245,90 @@ def beam_step(
     parent[:, :found], entry[:, :found] = np.divmod(best, k)
     new_cost[:, :found] = np.minimum(best_cost, PAD_COST)
     return parent, entry, new_cost
+
+
+def shared_tables(codebooks: Floats) -> tuple[Floats, Floats]:
+    """Return the tables that all rows share where a row is one group under the identity.
+
+    Returns
+    -------
+    minus2_t : array of shape (g + 1, M * K')
+        -2 C^T, and below it the squared norms of the entries: ``[x, 1] @ minus2_t`` is the unary table.
+    pair : array of shape (2, M (M - 1) / 2, K, K')
+        2 C_a C_b^T for a < b at b (b - 1) / 2 + a, and the same transposed.
+    """
+    num_codebooks, k, g = codebooks.shape
+    width = -(-k // PAD) * PAD
+    unary = np.full((g + 1, num_codebooks, width), PAD_COST, np.float32)
+    unary[:g] = 0
+    unary[:g, :, :k] = -2 * codebooks.transpose(2, 0, 1)
+    unary[g, :, :k] = np.einsum("mkg,mkg->mk", codebooks, codebooks)
+    couples = [(a, b) for b in range(num_codebooks) for a in range(b)]
+    pair = np.zeros((2, len(couples), k, width), np.float32)
+    for i, (a, b) in enumerate(couples):
+        pair[0, i, :, :k] = matmul(codebooks[a], codebooks[b].T, alpha=2.0)
+        pair[1, i, :, :k] = pair[0, i, :, :k].T
+    return unary.reshape(g + 1, -1), pair
+
+
+def table_beam(unary: Floats, pair: Floats, width: int) -> tuple[Words, Floats]:
+    """Return codes (n, M) by a beam over the codebooks, and their costs (n,).
+
+    Parameters
+    ----------
+    unary : array of shape (n, M, K')
+    pair : array of shape (2, M (M - 1) / 2, K, K')
+        Of `shared_tables`.
+    width : int
+        Hypotheses kept after each codebook.
+    """
+    n, num_codebooks, _ = unary.shape
+    k = pair.shape[2]
+    codes, cost = np.empty((n, 1, 0), np.uint16), np.zeros((n, 1), np.float32)
+    for m in range(num_codebooks):
+        first = m * (m - 1) // 2
+        stacked = pair[0, first : first + m, :, :k].reshape(-1, k)
+        parent, entry, cost = beam_step(unary[:, m, :k], stacked, codes, cost, width)
+        codes = np.concatenate([np.take_along_axis(codes, parent[:, :, None], 1), entry[:, :, None]], axis=2)
+    return codes[:, 0], cost[:, 0]
+
+
+def table_moves(unary: Floats, pair: Floats, moves: NDArray[np.uint8], codes: Words) -> Floats:
+    """Improve codes (n, M), in place, by moves that are exact for the tables; return their costs (n,).
+
+    Parameters
+    ----------
+    unary : array of shape (n, M, K')
+    pair : array of shape (2, M (M - 1) / 2, K, K')
+        Of `shared_tables`.
+    moves : array of shape (num_moves, 2)
+        Codebooks that are chosen jointly, the lower one first, in this order; equal numbers mean that codebook alone.
+    codes : array of shape (n, M)
+    """
+    rows, k = np.arange(len(unary)), pair.shape[2]
+
+    def given(m: int, free: tuple[int, int]) -> Floats:
+        """Return the costs (n, K) of the entries of codebook m, given those of all others that are not free."""
+        costs = unary[:, m, :k].copy()
+        for o in range(unary.shape[1]):
+            if o not in free:
+                low, high = min(o, m), max(o, m)
+                costs += pair[int(o > m), high * (high - 1) // 2 + low, codes[:, o], :k]
+        return costs
+
+    for first, second in moves.tolist():
+        free = (first, second)
+        if first == second:
+            codes[:, first] = given(first, free).argmin(1)
+        else:
+            table = pair[0, second * (second - 1) // 2 + first, :, :k]
+            codes[:, free], _ = pair_search(given(first, free), given(second, free), table)
+    cost = np.zeros(len(unary), np.float32)
+    for m in range(unary.shape[1]):
+        cost += unary[rows, m, codes[:, m]]
+        for o in range(m):
+            cost += pair[0, m * (m - 1) // 2 + o, codes[:, o], codes[:, m]]
+    return cost
 
 
 def decode(codes: Words, codebooks: Floats, scale: Floats) -> Floats:

@@ -22,8 +22,6 @@ Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 Moves = NDArray[np.uint8]
 
-#: Width of the beam that proposes codes where there are more than two codebooks.
-BEAM_WIDTH = 16
 #: Groups between two refreshes of the gradient, and the bytes that their pair tables may take.
 BLOCK_GROUPS = 8
 BLOCK_BYTES = 1 << 25
@@ -57,8 +55,8 @@ class Visit(NamedTuple):
     starts: bool = False
 
     @classmethod
-    def of(cls, num_codebooks: int, num_entries: int) -> Visit:
-        """Choose for so many codebooks of so many entries.
+    def of(cls, num_codebooks: int, num_entries: int, beam_width: int) -> Visit:
+        """Choose for so many codebooks of so many entries; the beam is for more than two codebooks.
 
         One pair is searched exactly. More codebooks get a proposal first, since pairs alone stop in local minima, and
         then disjoint pairs followed by the others: all of them for up to four codebooks, a ring of neighbours beyond.
@@ -72,7 +70,7 @@ class Visit(NamedTuple):
         if num_codebooks > 4:
             others = [(m, m + 1) for m in range(1, num_codebooks - 1, 2)] + [(0, num_codebooks - 1)]
         pairs += [pair for pair in others if pair not in pairs]
-        return cls(np.array(pairs, np.uint8), beam_width=BEAM_WIDTH if num_codebooks > 2 else 0)
+        return cls(np.array(pairs, np.uint8), beam_width=beam_width if num_codebooks > 2 else 0)
 
 
 def sweep(
@@ -126,13 +124,13 @@ class Search:
     Parameters
     ----------
     problem : Problem
-    num_codebooks, num_entries : int
+    num_codebooks, num_entries, beam_width : int
     """
 
-    def __init__(self, problem: Problem, num_codebooks: int, num_entries: int) -> None:
+    def __init__(self, problem: Problem, num_codebooks: int, num_entries: int, beam_width: int) -> None:
         self.problem = problem
         self.num_codebooks = num_codebooks
-        self.visit = Visit.of(num_codebooks, num_entries)
+        self.visit = Visit.of(num_codebooks, num_entries, beam_width)
         self.feeds_back = problem.metric.couples and problem.num_groups > 1
         self._start: Weighting = problem.metric
         if self.feeds_back:

@@ -7,6 +7,7 @@
 #include "search.inc.c"
 #include "beam.inc.c"
 #include "sweep.inc.c"
+#include "tables.inc.c"
 #include "codes.inc.c"
 #include "factor.inc.c"
 
@@ -17,6 +18,8 @@ const mcq_kernels MCQ_TABLE = {
     .pair_search = pair_search,
     .sweep = sweep,
     .beam_step = beam_step,
+    .table_beam = table_beam,
+    .table_moves = table_moves,
     .decode = decode,
     .scatter_add = scatter_add,
     .pack_bits = pack_bits,

@@ -35,6 +35,14 @@ typedef struct {
     int starts;               /* propose codes without pair tables instead, see sweep_starts() */
 } mcq_block;
 
+/* The tables that all rows share where a row is one group, see tables.inc.c. */
+typedef struct {
+    size_t M, K, K_pad;
+    size_t num_moves;
+    const uint8_t *moves;     /* (num_moves, 2) as above, the lower codebook of a pair first */
+    const float *pair;        /* (2, M (M - 1) / 2, K, K_pad) */
+} mcq_tables;
+
 typedef struct {
     /* out_nk (+)= a_nd (alpha b_dk); each sum runs over d in order, so no width or tile size shows in the result. */
     void (*matmul)(const float *a_nd, size_t lda, const float *b_dk, size_t ldb, float *out_nk, size_t ldo,
@@ -60,6 +68,12 @@ typedef struct {
     void (*beam_step)(const float *unary_nK, const float *pair_PK, const uint16_t *codes_nbm, const float *cost_nb,
                       int32_t *parent_nB, uint16_t *entry_nB, float *cost_nB,
                       size_t n, size_t b, size_t m, size_t B, size_t K, size_t K_pad);
+
+    /* Codes from nothing by a beam, and exact moves that improve codes; cost_n what they then cost. */
+    void (*table_beam)(const mcq_tables *tables, const float *unary_nMK, uint16_t *codes_nM, float *cost_n,
+                       size_t width, size_t n);
+    void (*table_moves)(const mcq_tables *tables, const float *unary_nMK, uint16_t *codes_nM, float *cost_n,
+                        float *scratch, size_t n);
 
     /* out_nd = scale * sum of entries, groups side by side. */
     void (*decode)(const uint16_t *codes_nGM, const float *codebooks_MKg, const float *scale, ptrdiff_t scale_row,

@@ -38,7 +38,7 @@ OPTIONS = [
     (4, 4, 8, "row"),
     (4, 8, 3, "none"),
 ]
-QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer]
+QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer]
 ROUNDS = 3
 
 
@@ -53,8 +53,23 @@ class Case(NamedTuple):
     def metric(self):
         return METRICS[self.metric_name]
 
+    @property
+    def num_splits(self):
+        """Sets of codebooks: one for each slice of a product quantizer, else one for all groups."""
+        return -(-D // (self.options[2] or D)) if self.quantizer is mcq.ProductQuantizer else 1
+
     def new(self):
-        return self.quantizer(*self.options, rounds=ROUNDS)
+        num_codebooks, codebook_bits, group_size, scale = self.options
+        if self.quantizer is mcq.ProductQuantizer:
+            kind = {"method": "residual", "rotation": "learned"} if codebook_bits == 4 else {"rotation": "random"}
+            return self.quantizer(self.num_splits, num_codebooks, codebook_bits, rounds=ROUNDS, **kind)
+        return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS)
+
+    @property
+    def exists(self):
+        """Product quantizers know neither metrics nor scales."""
+        plain = self.options[3] == "none" and self.metric_name == "identity"
+        return plain or self.quantizer is not mcq.ProductQuantizer
 
     def fitted(self):
         """The quantizer fitted to `X`, and the codes of the fit."""
@@ -73,7 +88,7 @@ def fit(case):
     return quantizer, quantizer.fit_encode(X, case.metric)
 
 
-EVERY = [Case(*parts) for parts in itertools.product(QUANTIZERS, OPTIONS, METRICS)]
+EVERY = [case for case in itertools.starmap(Case, itertools.product(QUANTIZERS, OPTIONS, METRICS)) if case.exists]
 #: Each quantizer and each metric with few options, for what has little to do with the options.
 SOME = [case for case in EVERY if case.options in (OPTIONS[1], OPTIONS[4], OPTIONS[6])]
 

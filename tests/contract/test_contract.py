@@ -47,7 +47,9 @@ def test_bits_are_counted_exactly(case, x):
     bits = quantizer.bits(codes)
     assert bits.payload == pytest.approx(groups * num_codebooks * codebook_bits / d)
     row_bytes = -(-groups * num_codebooks * codebook_bits // 8) + 2 * {"none": 0, "row": 1, "group": groups}[scale]
-    shared_bytes = 2 * num_codebooks * 2**codebook_bits * g + 4
+    shared_bytes = case.num_splits * 2 * num_codebooks * 2**codebook_bits * g + 4
+    if isinstance(quantizer, mcq.ProductQuantizer):  # slices are as even as they can be, and there is a rotation
+        shared_bytes = quantizer.codebooks.nbytes + 4 + 4 * d * d
     assert bits.all_in == pytest.approx(8 * (n * row_bytes + shared_bytes) / (n * d))
 
 
@@ -141,7 +143,8 @@ def test_a_power_of_two_on_the_data_changes_no_code(some_case, x, factor):
 
 def test_repr_names_the_options(some_case):
     shown = repr(some_case.new())
-    assert shown.startswith(some_case.quantizer.__name__ + "(num_codebooks=")
+    assert shown.startswith(some_case.quantizer.__name__ + "(num_")
+    assert f"codebook_bits={some_case.options[1]}" in shown
     assert shown.endswith("(not fitted)")
     assert "(not fitted)" not in repr(some_case.fitted()[0])
 
@@ -184,6 +187,10 @@ def test_progress_counts_up_to_the_total(some_case, x):
 def test_encode_takes_rows_of_another_width(case, x):
     quantizer, _ = case.fitted()
     narrow = x[:, :11]
+    if isinstance(quantizer, mcq.ProductQuantizer):  # its slices have codebooks of their own
+        with pytest.raises(mcq.InputError, match="as wide as those of the fit"):
+            quantizer.encode(narrow)
+        return
     codes = quantizer.encode(narrow)
     x_hat = quantizer.decode(codes)
     assert x_hat.shape == narrow.shape
@@ -192,7 +199,7 @@ def test_encode_takes_rows_of_another_width(case, x):
 
 BAD_OPTIONS = [
     {"num_codebooks": 0},
-    {"num_codebooks": 17},
+    {"num_codebooks": 65},
     {"codebook_bits": 0},
     {"codebook_bits": 17},
     {"codebook_bits": 2.5},

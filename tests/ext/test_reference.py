@@ -113,6 +113,44 @@ def test_pair_search(assert_same, make, n, k):
     assert_same(lambda kernels: kernels.pair_search(unary_a, unary_b, pair))
 
 
+TABLE_MOVES = [(0, 1), (1, 2), (0, 0), (0, 2), (2, 2), (1, 3), (3, 4)]
+
+
+@given(generators(), st.sampled_from([1, 7, 8, 33, 65, 130]), ENTRIES, st.integers(1, 5), st.sampled_from([1, 3, 16]))
+def test_searches_on_shared_tables(assert_same, make, n, k, num_codebooks, width):
+    x, codebooks = make(n, 5), make(num_codebooks, k, 5)
+    weights, pair = assert_same(lambda kernels: kernels.shared_tables(codebooks))
+    unary = cpu.matmul(np.c_[x, np.ones(n, np.float32)], weights).reshape(n, num_codebooks, -1)
+    proposed, cost = assert_same(lambda kernels: kernels.table_beam(unary, pair, width))
+    moves = np.array([move for move in TABLE_MOVES if max(move) < num_codebooks], np.uint8)
+    start = random_codes(make, k, n, num_codebooks)
+
+    def improve(kernels):
+        codes = start.copy()
+        return codes, kernels.table_moves(unary, pair, moves, codes), kernels.table_moves(unary, pair, moves[:0], codes)
+
+    codes, moved, same = assert_same(improve)
+    np.testing.assert_array_equal(moved, same)
+    for chosen, value in ((proposed, cost), (codes, moved)):
+        error = x - cpu.decode(np.ascontiguousarray(chosen[:, None]), codebooks, np.ones((n, 1), np.float32))
+        np.testing.assert_allclose(value, (error**2).sum(1) - (x**2).sum(1), rtol=1e-4, atol=1e-3)
+    before = cpu.table_moves(unary, pair, moves[:0], start.copy())
+    assert (moved <= before + 1e-4 * np.abs(before) + 1e-4).all()
+
+
+def test_moves_in_large_shared_tables(assert_same):
+    rng = np.random.default_rng(0)
+    x, codebooks = (rng.standard_normal(shape).astype(np.float32) for shape in ((70, 3), (3, 600, 3)))
+    weights, pair = cpu.shared_tables(codebooks)
+    unary = cpu.matmul(np.c_[x, np.ones(70, np.float32)], weights).reshape(70, 3, -1)
+
+    def improve(kernels):
+        codes = np.zeros((70, 3), np.uint16)
+        return codes, kernels.table_moves(unary, pair, np.array([(0, 1), (1, 2)], np.uint8), codes)
+
+    assert_same(improve)
+
+
 @pytest.mark.parametrize("k", [512, 1024])
 def test_pair_search_in_large_tables(assert_same, k):
     rng = np.random.default_rng(0)

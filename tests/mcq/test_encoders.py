@@ -72,7 +72,7 @@ def naive_sequential_coding(x, metric, codebooks, scale):
 def test_fresh_sweep_under_the_triangle_is_sequential_coding(num_codebooks, seed):
     x, metric, codebooks, scale, codes = make(seed, num_codebooks)
     triangular = Triangular(metric, D, GROUP)
-    sweep(x, codes, codebooks, scale, triangular, Visit.of(num_codebooks, K), fresh=True)
+    sweep(x, codes, codebooks, scale, triangular, Visit.of(num_codebooks, K, 16), fresh=True)
     damped = metric.matrix.astype(np.float64) + DAMPING * np.trace(metric.matrix) / D * np.eye(D)
     upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
     error = (x - cpu.decode(codes, codebooks, scale)).astype(np.float64)
@@ -85,7 +85,7 @@ def test_local_search_never_raises_the_distortion(seed, num_codebooks):
     x, metric, codebooks, scale, codes = make(seed, num_codebooks)
     distortions = [metric.distortion(x, cpu.decode(codes, codebooks, scale))]
     for _ in range(3):
-        sweep(x, codes, codebooks, scale, metric, Visit.of(num_codebooks, K))
+        sweep(x, codes, codebooks, scale, metric, Visit.of(num_codebooks, K, 16))
         distortions.append(metric.distortion(x, cpu.decode(codes, codebooks, scale)))
     assert (np.diff(distortions) <= 1e-5 * distortions[0]).all()
     assert distortions[-1] < distortions[0]
@@ -98,7 +98,7 @@ def test_blocks_of_groups_change_nothing(num_codebooks, monkeypatch):
     for groups in (1, 2, 8):
         monkeypatch.setattr(local_search, "BLOCK_GROUPS", groups)
         x, metric, codebooks, scale, codes = make(0, num_codebooks)
-        sweep(x, codes, codebooks, scale, metric, Visit.of(num_codebooks, K))
+        sweep(x, codes, codebooks, scale, metric, Visit.of(num_codebooks, K, 16))
         found.append(codes)
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
@@ -108,8 +108,8 @@ def test_feedback_beats_coding_each_group_alone():
     """Under a Gram, errors of the first groups are mended by the later ones."""
     x, metric, codebooks, scale, codes = make(0, 2, n=200)
     alone = codes.copy()
-    sweep(x, alone, codebooks, scale, mcq.Diagonal(np.diagonal(metric.matrix)), Visit.of(2, K), fresh=True)
-    sweep(x, codes, codebooks, scale, Triangular(metric, D, GROUP), Visit.of(2, K), fresh=True)
+    sweep(x, alone, codebooks, scale, mcq.Diagonal(np.diagonal(metric.matrix)), Visit.of(2, K, 16), fresh=True)
+    sweep(x, codes, codebooks, scale, Triangular(metric, D, GROUP), Visit.of(2, K, 16), fresh=True)
     distortions = [metric.distortion(x, cpu.decode(c, codebooks, scale)) for c in (alone, codes)]
     assert distortions[1] < 0.7 * distortions[0]
 
@@ -117,7 +117,7 @@ def test_feedback_beats_coding_each_group_alone():
 @pytest.mark.parametrize("num_codebooks", range(1, 17))
 @pytest.mark.parametrize("num_entries", [256, 1 << 16])
 def test_moves_cover_all_codebooks_once_before_they_repeat_one(num_codebooks, num_entries):
-    moves = Visit.of(num_codebooks, num_entries).moves.tolist()
+    moves = Visit.of(num_codebooks, num_entries, 16).moves.tolist()
     assert {m for move in moves for m in move} == set(range(num_codebooks))
     assert all(first <= second < num_codebooks for first, second in moves)
     assert len({tuple(move) for move in moves}) == len(moves)
@@ -129,9 +129,9 @@ def test_moves_cover_all_codebooks_once_before_they_repeat_one(num_codebooks, nu
 
 def test_search_of_one_group_needs_no_feedback():
     x, metric, _, _, _ = make(0, 1)
-    assert Search(Problem.arrange(x, metric, GROUP), 1, K).feeds_back
-    assert not Search(Problem.arrange(x, metric, None), 1, K).feeds_back
-    assert not Search(Problem.arrange(x, mcq.Diagonal(np.ones(D)), GROUP), 1, K).feeds_back
+    assert Search(Problem.arrange(x, metric, GROUP), 1, K, 1).feeds_back
+    assert not Search(Problem.arrange(x, metric, None), 1, K, 1).feeds_back
+    assert not Search(Problem.arrange(x, mcq.Diagonal(np.ones(D)), GROUP), 1, K, 1).feeds_back
 
 
 def all_costs(energy, target):
