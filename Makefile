@@ -28,7 +28,7 @@ lint: .venv/installed
 # Editable, so that only a change of the build inputs, not of a Python file, needs a new installation.
 .venv/installed: $(BUILD)
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(INSTALL) -e '.[llm,test,lint]'
+	.venv/bin/python $(INSTALL) -e '.[llm,search,dask,data,test,lint]'
 	.venv/bin/python $(INSTALL) $(MODEL)
 	touch $@
 

@@ -20,7 +20,7 @@ CODE = "import mcq.cli; mcq.cli.main()"
 def main() -> None:
     """Build a random model, then quantize it under the limit: as a whole, which must fail, and from the disk."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--limit", type=int, default=700, help="MB of private memory (RLIMIT_DATA)")
+    parser.add_argument("--limit", type=int, default=1000, help="MB of private memory (RLIMIT_DATA)")
     parser.add_argument("--times", type=float, default=4.0, help="size of the model as a multiple of the limit")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--folder", type=Path, help="where to put the model; default: a temporary folder")
@@ -69,27 +69,15 @@ def write_model(folder: Path, width: int, size: float) -> int:
 
 def quantize(model: Path, out: Path, text: Path, limit: int, more: list[str]) -> subprocess.CompletedProcess[bytes]:
     """Run `mcq llm quantize` in a process of its own under the limit."""
+    settings = "--codebooks 1 --codebook-bits 6 --tokens 4096 --window 512 --batch 1".split()
     command = [sys.executable, "-c", CODE, "llm", "quantize", str(model), "--out", str(out), "--calibration", str(text)]
-    command += [
-        "--codebooks",
-        "1",
-        "--codebook-bits",
-        "6",
-        "--tokens",
-        "4096",
-        "--window",
-        "512",
-        "--batch",
-        "1",
-        *more,
-    ]
-    bytes_ = limit * 1_000_000
-    return subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (bytes_, bytes_)),
-    )
+
+    def restrict() -> None:
+        # The stacks of threads count in full, used or not.
+        resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit * 1_000_000, limit * 1_000_000))
+
+    return subprocess.run([*command, *settings, *more], check=False, capture_output=True, preexec_fn=restrict)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,12 @@ def main() -> None:
             process = command(root, out, options.tune)
             if kills < options.kills:
                 # After the start of the interpreter, so that something is killed.
-                time.sleep(4 + generator.random() * 0.3 * seconds)
+                time.sleep(4 + generator.random() * 2 * seconds / options.kills)
                 process.kill()
-                kills += process.wait() < 0
-                parts = sorted(path.stem for path in out.parent.glob("model.partial/parts/*.safetensors"))
-                print(f"killed with {len(parts)} parts finished, the last {parts[-1:]}", flush=True)
+                if process.wait() < 0:
+                    kills += 1
+                    parts = sorted(path.stem for path in out.parent.glob("model.partial/parts/*.safetensors"))
+                    print(f"killed with {len(parts)} parts finished, the last {parts[-1:]}", flush=True)
             else:
                 process.wait()
         same = contents(out) == contents(root / "a" / "model")

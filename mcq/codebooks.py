@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcq.metric import Identity, Metric
+from mcq.normal import RIDGE, NormalEquations
 from mcq.problem import Problem
 from mcq_ext import cpu
 
@@ -17,8 +18,6 @@ Words = NDArray[np.uint16]
 #: Points per entry that k-means looks at; more hardly move the centres.
 SAMPLES_PER_ENTRY = 256
 KMEANS_ITERATIONS = 10
-#: Weight of the old codebooks in a refit, as a fraction of the mean diagonal of the normal matrix.
-RIDGE = 1e-4
 #: Normal matrices with more rows than this are not formed: conjugate gradients take over.
 MAX_NORMAL_ROWS = 4096
 #: Conjugate gradients stop when a step would lower the distortion by less than about this fraction. Beyond lies
@@ -118,21 +117,9 @@ def refit(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, iter
 
 def _solve_shared(problem: Problem, codes: Words, codebooks: Floats, scale: Floats) -> Floats:
     """Return the change of the codebooks from the normal equations that all coordinates share."""
-    num_codebooks, k, g = codebooks.shape
-    size = num_codebooks * k
-    error = problem.x - cpu.decode(codes, codebooks, scale)
-    right = cpu.scatter_add(codes, error, scale, k).reshape(size, g)
-    entries = codes.reshape(-1, num_codebooks).astype(np.intp)
-    weight = np.square(np.broadcast_to(scale, codes.shape[:2]).ravel(), dtype=np.float64)
-    normal = np.zeros((size, size))
-    for a in range(num_codebooks):
-        for b in range(a, num_codebooks):
-            counts = np.bincount(entries[:, a] * k + entries[:, b], weights=weight, minlength=k * k)
-            normal[a * k : (a + 1) * k, b * k : (b + 1) * k] = counts.reshape(k, k)
-    normal = np.triu(normal) + np.triu(normal, 1).T
-    normal[np.diag_indices(size)] += RIDGE * (np.trace(normal) / size or 1.0)  # all scales may be zero
-    change = cpu.cholesky_solve(cpu.cholesky(normal), right)
-    return change.reshape(codebooks.shape).astype(np.float32)
+    equations = NormalEquations(*codebooks.shape)
+    equations.add(codes, problem.x - cpu.decode(codes, codebooks, scale), scale)
+    return equations.solve_change(equations.right).reshape(codebooks.shape).astype(np.float32)
 
 
 def _solve_conjugate(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, iterations: int) -> Floats:

@@ -18,13 +18,15 @@ from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
 
-#: Pair tables larger than this are not built: searches then choose one codebook at a time.
+#: Pair tables larger than this, each or together, are not built: searches then choose one codebook at a time.
 MAX_PAIR_BYTES = 1 << 26
+MAX_ALL_PAIRS_BYTES = 1 << 29
 
 
-def has_pair_tables(num_entries: int) -> bool:
-    """Return whether the pair table of two codebooks of this many entries is small enough to be built."""
-    return 4 * num_entries**2 <= MAX_PAIR_BYTES
+def has_pair_tables(num_codebooks: int, num_entries: int) -> bool:
+    """Return whether the pair tables of so many codebooks of so many entries are small enough to be built."""
+    size = 4 * num_entries**2
+    return size <= MAX_PAIR_BYTES and size * num_codebooks * (num_codebooks - 1) // 2 <= MAX_ALL_PAIRS_BYTES
 
 
 class Energy:

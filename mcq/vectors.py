@@ -27,8 +27,9 @@ Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 Start = Callable[[Floats, int, int, np.random.Generator], Floats]
 
-#: Rounds that a start is tried for; fraction of the rows that is held out meanwhile, and how many at most.
+#: Rounds that a start is tried for, on so many rows per entry; the rows that judge it: a tenth, and how many at most.
 TRIAL_ROUNDS = 3
+TRIAL_ROWS = 64
 HELD_OUT = 0.1
 MOST_HELD_OUT = 5000
 #: Rows per entry from which on starts are compared; with fewer, held-out rows tell little.
@@ -66,6 +67,8 @@ def learn(
     done : callable
         Told the progress after each round.
     """
+    mean = problem.x.mean(0)  # noise and shrinkage refer to what varies
+    problem = replace(problem, x=problem.x - mean)
     codebooks, codes = _best_start(problem, num_codebooks, num_entries, rng)
     noisy = rounds - min(QUIET_ROUNDS, rounds // 2)
     shrinking = rounds - min(SHRINKING_ROUNDS, rounds // 2)
@@ -78,7 +81,9 @@ def learn(
         noise = rng.standard_normal(codebooks.shape, np.float32) * size
         TableSearch(codebooks + noise).improve(problem.x, codes, plan(num_codebooks, num_entries, 1, rng))
         done(i + 1, rounds + 1)
-    return shrunk(problem.x, codes, _refit(problem, codes, codebooks)), codes
+    codebooks = shrunk(problem.x, codes, _refit(problem, codes, codebooks))
+    codebooks[0] += mean
+    return codebooks, codes
 
 
 def product_start(x: Floats, num_codebooks: int, num_entries: int, rng: np.random.Generator) -> Floats:
@@ -152,7 +157,7 @@ def _best_start(
     """Return codebooks and codes of the start whose codebooks code held-out rows best after a few rounds."""
     held_out = min(MOST_HELD_OUT, int(HELD_OUT * len(problem.x)))
     order = rng.permutation(len(problem.x))
-    other, rows = problem.x[order[:held_out]], np.sort(order[held_out:])
+    other, rows = problem.x[order[:held_out]], order[held_out : held_out + TRIAL_ROWS * num_entries]
     trial = replace(problem, x=problem.x[rows])
     starts = [residual_start] if len(rows) < ROWS_TO_COMPARE * num_entries else [product_start, residual_start]
     steps = plan(num_codebooks, num_entries, 1, rng)

@@ -13,13 +13,14 @@ import pytest
 
 import mcq
 import mcq_ext
+import mcq_search
 from mcq import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 MODULES = [
     module.name
-    for package in (mcq, mcq_ext)
+    for package in (mcq, mcq_ext, mcq_search)
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 ]
 

@@ -83,10 +83,10 @@ def test_wheel_has_the_modules_and_no_sources(distributions):
     with zipfile.ZipFile(distributions[1]) as archive:
         names = set(archive.namelist())
     assert {f"mcq_ext/{MODULE}", "mcq_ext/py.typed", "mcq/py.typed", "mcq/encoders/__init__.py"} <= names
-    assert {"mcq_llm/__init__.py", "mcq_llm/cli.py"} <= names
+    assert {"mcq_llm/__init__.py", "mcq_llm/cli.py", "mcq_search/__init__.py", "mcq_search/py.typed"} <= names
     assert not [name for name in names if name.endswith((".c", ".h", ".pyx", ".o", ".a"))]
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"mcq", "mcq_ext", "mcq_llm"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"mcq", "mcq_ext", "mcq_llm", "mcq_search"}
 
 
 USE = """
@@ -96,7 +96,7 @@ import mcq, mcq_ext
 codes = mcq.Codes.pack(np.zeros((3, 2, 1), int), codebook_bits=5, d=16)
 assert (codes.unpack() == 0).all()
 assert {entry.name for entry in importlib.metadata.entry_points(group="mcq.cli")} == {"llm"}
-for name in ("mcq", "mcq_ext", "mcq_ext._core", "mcq_llm"):
+for name in ("mcq", "mcq_ext", "mcq_ext._core", "mcq_llm", "mcq_search"):
     print(pathlib.Path(importlib.util.find_spec(name).origin).resolve())
 """
 

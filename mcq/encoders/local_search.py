@@ -62,7 +62,7 @@ class Visit(NamedTuple):
         then disjoint pairs followed by the others: all of them for up to four codebooks, a ring of neighbours beyond.
         Codebooks too large for pair tables are chosen one at a time.
         """
-        if num_codebooks == 1 or not has_pair_tables(num_entries):
+        if num_codebooks == 1 or not has_pair_tables(num_codebooks, num_entries):
             alone = np.repeat(np.arange(num_codebooks, dtype=np.uint8), 2).reshape(-1, 2)
             return cls(alone, starts=num_codebooks > 1)
         pairs = [(m, min(m + 1, num_codebooks - 1)) for m in range(0, num_codebooks, 2)]
@@ -106,7 +106,7 @@ def sweep(
         x, codes = x.reshape(-1, g), codes.reshape(n * groups, 1, -1)
         scale = np.ascontiguousarray(np.broadcast_to(scale, (n, groups))).reshape(-1, 1)
     groups = codes.shape[1]
-    tables = num_codebooks * (num_codebooks - 1) // 2 if has_pair_tables(k) else 0
+    tables = num_codebooks * (num_codebooks - 1) // 2 if has_pair_tables(num_codebooks, k) else 0
     step = int(np.clip(BLOCK_BYTES // max(1, tables * 4 * k * k), 1, BLOCK_GROUPS))
     error = x - cpu.decode(codes, codebooks, scale)
     for j in range(0, groups, step):

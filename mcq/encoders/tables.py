@@ -51,7 +51,7 @@ def plan(num_codebooks: int, num_entries: int, count: int, rng: np.random.Genera
 
     Each moves 2 (M - 1) random pairs, so that a codebook takes part in about four moves.
     """
-    pairs = np.array([(a, b) for b in range(num_codebooks) for a in range(b)], np.uint8)
+    pairs = np.array([(a, b) for b in range(num_codebooks) for a in range(b)], np.uint8).reshape(-1, 2)
     steps = []
     for i in range(count):
         shift = np.zeros(num_codebooks, np.uint16)

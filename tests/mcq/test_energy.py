@@ -33,7 +33,13 @@ def test_tables_sum_to_the_distortion_up_to_a_constant(parts):
 
 
 def test_pair_tables_exist_up_to_their_memory_bound():
-    assert has_pair_tables(256)
-    assert not has_pair_tables(1 << 16)
-    largest = max(k for bits in range(1, 17) if has_pair_tables(k := 1 << bits))
+    assert has_pair_tables(2, 256)
+    assert not has_pair_tables(2, 1 << 16)
+    largest = max(k for bits in range(1, 17) if has_pair_tables(2, k := 1 << bits))
     assert 4 * largest**2 <= MAX_PAIR_BYTES < 16 * largest**2
+
+
+def test_pair_tables_are_bounded_together():
+    assert has_pair_tables(64, 256)
+    assert has_pair_tables(4, 4096)
+    assert not has_pair_tables(8, 4096)

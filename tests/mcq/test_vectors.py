@@ -1,0 +1,164 @@
+"""Codebooks for whole vectors, and the searches on shared tables."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mcq
+from mcq import vectors
+from mcq.encoders.tables import TableSearch, plan, tables_fit
+from mcq.problem import Problem
+from mcq_ext import cpu
+
+D = 24
+RNG = np.random.default_rng(0)
+
+
+def sample(n, seed=0):
+    """Rows whose slices have clusters of their own, mixed a little, away from the origin."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(1).standard_normal((4, 8, D // 4)) * 3
+    rows = np.concatenate([centre[rng.integers(8, size=n)] for centre in centres], axis=1)
+    return (rows + rng.standard_normal((n, D)) + 5).astype(np.float32)
+
+
+X, HELD_OUT = sample(3000), sample(800, seed=2)
+
+
+def relative(quantizer, x):
+    return mcq.Identity().relative_error(x - x.mean(0), quantizer.decode(quantizer.encode(x)) - x.mean(0))
+
+
+def additive(**options):
+    return mcq.AdditiveQuantizer(4, 5, group_size=None, **options)
+
+
+def test_additive_codes_are_at_least_as_good_as_those_with_fewer_freedoms():
+    turn = np.linalg.qr(np.random.default_rng(3).standard_normal((D, D)))[0].astype(np.float32)
+    for learn, other, gain_on_product in ((X, HELD_OUT, 1.02), (X @ turn, HELD_OUT @ turn, 0.9)):
+        joint = relative(additive().fit(learn), other)
+        assert joint < 0.95 * relative(mcq.ResidualQuantizer(4, 5, group_size=None).fit(learn), other)
+        assert joint < gain_on_product * relative(mcq.ProductQuantizer(4, 1, 5).fit(learn), other)
+
+
+def test_an_offset_costs_nothing():
+    assert relative(additive().fit(X + 100), HELD_OUT + 100) == pytest.approx(
+        relative(additive().fit(X), HELD_OUT), rel=0.05
+    )
+
+
+def test_more_steps_never_cost_more():
+    quantizers = [additive(search_steps=steps) for steps in (0, 1, 2, 5, 20)]
+    fitted = quantizers[0].fit(X)
+    for quantizer in quantizers:
+        quantizer.arrays = fitted.arrays
+    errors = [np.square(HELD_OUT - q.decode(q.encode(HELD_OUT))).sum(1) for q in quantizers]
+    for fewer, more in zip(errors, errors[1:], strict=False):
+        assert (more <= fewer * (1 + 1e-4) + 1e-3).all()
+    assert errors[-1].mean() < errors[0].mean()
+
+
+def test_codes_do_not_depend_on_the_batch(monkeypatch):
+    quantizer = additive().fit(X)
+    codes = quantizer.encode(HELD_OUT)
+    assert quantizer.encode(HELD_OUT[100:333]) == codes[100:333]
+    monkeypatch.setattr("mcq.encoders.tables.UNARY_BYTES", 1 << 14)
+    assert quantizer.encode(HELD_OUT) == codes
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 31])
+def test_few_rows_are_coded_well(n):
+    quantizer = additive()
+    rebuilt = quantizer.decode(quantizer.fit_encode(X[:n]))
+    assert mcq.Identity().relative_error(X[:n], rebuilt) < 0.01
+
+
+@pytest.mark.parametrize("rows", [np.zeros((50, D)), np.full((50, D), 3.0), np.repeat(X[:3], 40, axis=0)], ids=str)
+def test_rows_that_repeat(rows):
+    quantizer = additive()
+    np.testing.assert_allclose(quantizer.decode(quantizer.fit_encode(rows)), rows, rtol=0.02, atol=0.02)
+
+
+def test_the_better_start_wins():
+    problem = Problem.arrange(X, None, None)
+    errors = {}
+    for start in (vectors.product_start, vectors.residual_start):
+        codebooks = vectors._tried(start, problem, 4, 32, np.random.default_rng(0))
+        errors[start] = TableSearch(codebooks).loss(HELD_OUT / np.float32(problem.gain), 16, [])
+    assert errors[vectors.product_start] != pytest.approx(errors[vectors.residual_start], rel=0.01)
+    chosen, _ = vectors._best_start(problem, 4, 32, np.random.default_rng(0))
+    assert TableSearch(chosen).loss(HELD_OUT / np.float32(problem.gain), 16, []) < 1.05 * min(errors.values())
+
+
+def test_shrunk_codebooks_solve_their_problem(monkeypatch):
+    monkeypatch.setattr(vectors, "SHRINKING_STEPS", 200)
+    x = RNG.standard_normal((60, 3)).astype(np.float32)
+    codes = RNG.integers(4, size=(60, 3)).astype(np.uint16)
+    start = RNG.standard_normal((3, 4, 3)).astype(np.float32)
+    found = vectors.shrunk(x, codes, start)
+    ones = np.ones((60, 1), np.float32)
+    residual = np.square(x - cpu.decode(np.ascontiguousarray(codes[:, None]), start, ones)).mean(0)
+    penalty = vectors.SHRINKAGE * residual / start.var(1)
+    chosen = np.concatenate([np.eye(4)[codes[:, m]] for m in range(3)], axis=1)
+    for j in range(3):
+        system = chosen.T @ chosen + np.diag(np.repeat(penalty[:, j], 4))
+        expected = np.linalg.solve(system, chosen.T @ x[:, j])
+        np.testing.assert_allclose(found[:, :, j].ravel(), expected, rtol=1e-3, atol=1e-4)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 12), st.integers(0, 4), st.integers(0, 2**32))
+def test_plans(num_codebooks, count, seed):
+    steps = plan(num_codebooks, 16, count, np.random.default_rng(seed))
+    assert len(steps) == count
+    for i, step in enumerate(steps):
+        assert (np.count_nonzero(step.shift) == min(2, num_codebooks)) == (i > 0) or i == 0
+        assert (step.moves[:, 0] < step.moves[:, 1]).all()
+        assert (
+            len(np.unique(step.moves, axis=0))
+            == len(step.moves)
+            == min(2 * (num_codebooks - 1), num_codebooks * (num_codebooks - 1) // 2)
+        )
+
+
+def test_tables_that_are_too_large_are_not_built():
+    assert tables_fit(8, 256)
+    assert tables_fit(32, 256)
+    assert not tables_fit(64, 256)
+    assert not tables_fit(8, 4096)
+    quantizer = mcq.AdditiveQuantizer(17, 4, group_size=None, rounds=1)
+    assert quantizer.fit_encode(X[:100]).num_codebooks == 17
+
+
+class TestRotation:
+    MIXED = (
+        RNG.standard_normal((2000, D)) * np.arange(1, D + 1) ** -1.0 @ np.linalg.qr(RNG.standard_normal((D, D)))[0]
+    ).astype(np.float32)
+
+    @pytest.mark.parametrize("rotation", ["random", "learned"])
+    @pytest.mark.parametrize("num_splits", [1, 3, 5, 24, 30])
+    def test_is_orthogonal_and_undone(self, rotation, num_splits):
+        quantizer = mcq.ProductQuantizer(num_splits, 1, 4, rotation=rotation, rounds=1)
+        codes = quantizer.fit_encode(self.MIXED[:300])
+        np.testing.assert_allclose(quantizer.rotation @ quantizer.rotation.T, np.eye(D), atol=1e-4)
+        assert mcq.Identity().relative_error(self.MIXED[:300], quantizer.decode(codes)) < 1
+
+    def test_learned_rotation_pays(self):
+        errors = {
+            rotation: mcq.Identity().relative_error(self.MIXED, q.decode(q.encode(self.MIXED)))
+            for rotation in ("none", "learned")
+            for q in [mcq.ProductQuantizer(6, 1, 5, rotation=rotation, rounds=2).fit(self.MIXED)]
+        }
+        assert errors["learned"] < 0.9 * errors["none"]
+
+
+def test_product_quantizers_refuse_metrics():
+    with pytest.raises(mcq.InputError, match="no metric but the identity, got Diagonal"):
+        mcq.ProductQuantizer(4, 1, 4).fit(X, mcq.Diagonal(np.ones(D)))
+
+
+def test_product_codes_of_other_options_are_refused():
+    first, second = (mcq.ProductQuantizer(splits, 1, 4, rounds=1).fit(X[:200]) for splits in (4, 6))
+    with pytest.raises(mcq.InputError, match="same options"):
+        first.decode(second.encode(X[:5]))
