@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -20,9 +21,9 @@ CODE = "import mcq.cli; mcq.cli.main()"
 def main() -> None:
     """Build a random model, then quantize it under the limit: as a whole, which must fail, and from the disk."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--limit", type=int, default=1000, help="MB of private memory (RLIMIT_DATA)")
+    parser.add_argument("--limit", type=int, default=760, help="MB of private memory (RLIMIT_DATA)")
     parser.add_argument("--times", type=float, default=4.0, help="size of the model as a multiple of the limit")
-    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--folder", type=Path, help="where to put the model; default: a temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -77,7 +78,9 @@ def quantize(model: Path, out: Path, text: Path, limit: int, more: list[str]) ->
         resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))
         resource.setrlimit(resource.RLIMIT_DATA, (limit * 1_000_000, limit * 1_000_000))
 
-    return subprocess.run([*command, *settings, *more], check=False, capture_output=True, preexec_fn=restrict)
+    # So do the buffers that every thread of a BLAS takes.
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *settings, *more], check=False, capture_output=True, preexec_fn=restrict, env=env)
 
 
 if __name__ == "__main__":

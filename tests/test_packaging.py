@@ -95,7 +95,7 @@ import numpy as np
 import mcq, mcq_ext
 codes = mcq.Codes.pack(np.zeros((3, 2, 1), int), codebook_bits=5, d=16)
 assert (codes.unpack() == 0).all()
-assert {entry.name for entry in importlib.metadata.entry_points(group="mcq.cli")} == {"llm"}
+assert {entry.name for entry in importlib.metadata.entry_points(group="mcq.cli")} == {"llm", "search"}
 for name in ("mcq", "mcq_ext", "mcq_ext._core", "mcq_llm", "mcq_search"):
     print(pathlib.Path(importlib.util.find_spec(name).origin).resolve())
 """
@@ -107,7 +107,7 @@ def test_wheel_in_a_fresh_environment(distributions, fresh_python, tmp_path):
     origins = run(fresh_python, "-c", USE, cwd=tmp_path).split()
     assert all(Path(origin).is_relative_to(tmp_path / "fresh") for origin in origins), origins
     usage = run(tmp_path / "fresh" / "bin" / "mcq", "--help", cwd=tmp_path)
-    assert all(command in usage for command in ("fit", "encode", "decode", "inspect", "llm"))
+    assert all(command in usage for command in ("fit", "encode", "decode", "inspect", "llm", "search"))
 
 
 def test_editable_installation(checkout, fresh_python, tmp_path):
@@ -122,7 +122,8 @@ def test_editable_installation(checkout, fresh_python, tmp_path):
     )
     run(fresh_python, *install, "-e", checkout, cwd=tmp_path)
     origins = run(fresh_python, "-c", USE, cwd=tmp_path).split()
-    places = ("mcq/__init__.py", "mcq_ext/__init__.py", f"mcq_ext/{MODULE}", "adapters/mcq_llm/__init__.py")
+    places = ("mcq/__init__.py", "mcq_ext/__init__.py", f"mcq_ext/{MODULE}")
+    places += ("adapters/mcq_llm/__init__.py", "adapters/mcq_search/__init__.py")
     assert origins == [str(checkout / place) for place in places]
 
 

@@ -93,9 +93,15 @@ class Stream:
         """Return a copy of `tensor` for as long as a block takes: outside of the heap, or on the disk."""
         return apart(tensor, self._spill)
 
-    def calls(self, index: int, block: nn.Module, dtype: torch.dtype | None = None) -> list[Callable[[], torch.Tensor]]:
-        """Return the forward pass of `block`, number `index`, for every batch, from inputs of type `dtype` if given."""
-        return [partial(self._call, block, index, batch, dtype or self.dtype) for batch in range(len(self.hidden))]
+    def calls(
+        self, index: int, block: nn.Module, dtype: torch.dtype | None = None, ahead: Sequence[nn.Module] = ()
+    ) -> list[Callable[[], torch.Tensor]]:
+        """Return the forward pass of `block`, number `index`, and of blocks `ahead` of it, for every batch.
+
+        Inputs are of type `dtype`, if it is given.
+        """
+        passed, dtype = [block, *ahead], dtype or self.dtype
+        return [partial(self._call, passed, index, batch, dtype) for batch in range(len(self.hidden))]
 
     def advance(self, index: int, block: nn.Module) -> None:
         """Move all hidden states through `block`, number `index`."""
@@ -137,12 +143,13 @@ class Stream:
                 seen.clear()
         return recorded
 
-    def _call(self, block: nn.Module, index: int, batch: int, dtype: torch.dtype) -> torch.Tensor:
-        args, kwargs = self._extras[batch][index]
-        if dtype != self.dtype:
-            args, kwargs = _cast((args, kwargs), dtype, {})
-        result = block(self.hidden[batch].to(dtype), *args, **kwargs)
-        hidden: torch.Tensor = result if isinstance(result, torch.Tensor) else result[0]
+    def _call(self, passed: Sequence[nn.Module], index: int, batch: int, dtype: torch.dtype) -> torch.Tensor:
+        hidden = self.hidden[batch].to(dtype)
+        for block, (args, kwargs) in zip(passed, self._extras[batch][index:], strict=False):
+            if dtype != self.dtype:
+                args, kwargs = _cast((args, kwargs), dtype, {})
+            result = block(hidden, *args, **kwargs)
+            hidden = result if isinstance(result, torch.Tensor) else result[0]
         return hidden
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,9 @@ def quantize_command(
     precision: Annotated[str, typer.Option(help="Of the calibration pass: auto, float32 or bfloat16.")] = "auto",
     tune: Annotated[str, typer.Option(help="After each block: none, bias, or block (see docs).")] = "none",
     epochs: Annotated[int | None, typer.Option(help="With --tune block: passes over the calibration text.")] = None,
+    lookahead: Annotated[
+        int, typer.Option(help="With --tune block: how many further blocks an error is seen through.")
+    ] = 0,
     dense: Annotated[bool, typer.Option("--dense", help="Write ordinary weights instead of AQLM codes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.partial.")] = False,
@@ -57,6 +61,7 @@ def quantize_command(
     """Quantize every linear layer in the blocks of a model."""
     _set_up(threads)
     from mcq_llm.config import Options
+    from mcq_llm.memory import return_freed_memory
     from mcq_llm.plan import plan_table, predict_seconds
     from mcq_llm.prepare import prepare
     from mcq_llm.run import run
@@ -65,6 +70,9 @@ def quantize_command(
     from mcq_llm.tune import TuneOptions
     from mcq_llm.world import is_first
 
+    if stream:
+        # Weights come and go block by block: small ones, too, would leave holes in the heap that never fill again.
+        return_freed_memory(1 << 17)
     standard = Setting.of_bits(bits)
     options = Options(
         setting=Setting(
@@ -82,7 +90,7 @@ def quantize_command(
         correction=correction,
         precision=precision,
         tune=tune,
-        tuning=TuneOptions() if epochs is None else TuneOptions(epochs=epochs),
+        tuning=replace(TuneOptions() if epochs is None else TuneOptions(epochs=epochs), lookahead=lookahead),
     )
     if dry_run:
         plan = prepare(model, read_text(calibration), options, stream=stream).plan

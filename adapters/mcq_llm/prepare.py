@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mcq.errors import ConfigError
 from mcq_llm.blocks import Blocks, find_blocks
 from mcq_llm.config import Options
 from mcq_llm.load import load, load_streamed, require_dense
@@ -77,6 +78,10 @@ def prepare(
     spill, world
         See `Prepared`.
     """
+    if stream and options.tune == "block" and options.tuning.lookahead:
+        raise ConfigError(
+            "a lookahead needs the blocks behind in memory, but weights are streamed; leave out one of both"
+        )
     if stream:
         model, tokenizer, blocks = load_streamed(source)
     else:

@@ -75,6 +75,8 @@ class LayerReport:
 class BlockReport:
     """What tuning did to one block; losses are held-out, squared errors of its output relative to its squared target.
 
+    With a lookahead the output is that of the last block that it is seen through.
+
     Attributes
     ----------
     block : str
@@ -156,14 +158,16 @@ def _quantize_tuned(
 ) -> dict[str, StoredLayer]:
     """Quantize the layers of block `index` between two rounds of tuning: of its weights, and with their codes fixed."""
     blocks, tuning = prepared.blocks, prepared.options.tuning
-    block, calls = blocks.modules[index], stream.calls(index, blocks.modules[index], torch.float32)
-    dense = None
+    block, ahead = blocks.modules[index], list(blocks.modules[index + 1 : index + 1 + tuning.lookahead])
+    calls, dense = stream.calls(index, block, torch.float32, ahead), None
+    rest = [stream.working_copy(other) for other in ahead]
     if original is None:
-        with torch.no_grad():
-            targets = [stream.kept(call()) for call in stream.calls(index, stream.working_copy(block))]
+        targets = _outputs(stream, stream.calls(index, stream.working_copy(block), ahead=rest))
     else:
         original.advance(index, original.working_copy(block))
         targets = original.hidden
+        if rest:
+            targets = _outputs(original, original.calls(index + 1, rest[0], ahead=rest[1:]))
         dense = _tune(block, calls, targets, stream.shares, prepared, tuning.dense_epochs)
     # The weights now correct the drift of the block's inputs; layers correct what arises behind them, in the block.
     within = None if original is None else stream.copy()
@@ -182,6 +186,11 @@ def _quantize_tuned(
             )
         )
     return stored
+
+
+def _outputs(stream: Stream, calls: list[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [stream.kept(call()) for call in calls]
 
 
 def _quantize_layers(

@@ -41,6 +41,9 @@ class TuneOptions:
         Passes over the calibration batches with the codes fixed; 0 leaves the block as it is.
     dense_epochs : int
         Passes before the layers are quantized, when their weights are still free. `tune_block` does not read it.
+    lookahead : int
+        How many of the blocks behind a block, as they are in the original, its error is seen through. `tune_block` does
+        not read it.
     learning_rate : float
         Largest step of Adam as a fraction of a tensor's root mean square; rises to it from zero over the first tenth
         of all steps, and falls to zero along a cosine.
@@ -55,6 +58,7 @@ class TuneOptions:
 
     epochs: int = 3
     dense_epochs: int = 4
+    lookahead: int = 0
     learning_rate: float = 0.01
     held_out: float = 0.125
     patience: int = 3
@@ -63,6 +67,7 @@ class TuneOptions:
     def __post_init__(self) -> None:
         in_range(self.epochs, 0, None, "epochs")
         in_range(self.dense_epochs, 0, None, "dense_epochs")
+        in_range(self.lookahead, 0, None, "lookahead")
         in_range(self.learning_rate, 0.0, 1.0, "learning_rate")
         in_range(self.held_out, 0.0, 0.5, "held_out")
         in_range(self.patience, 1, None, "patience")

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mcq_llm
-from mcq.errors import InputError
+from mcq.errors import ConfigError, InputError
 from mcq_llm.load import load_dense, load_streamed
 from mcq_llm.run import run
 from mcq_llm.text import spread_windows, tokenize
+from mcq_llm.tune import TuneOptions
 
 OPTIONS = mcq_llm.Options(tokens=128, window=32)
 
@@ -203,6 +204,32 @@ def test_a_tuned_run_is_closer_resumes_and_is_written_as_it_computes(folders, te
             run(folders[kind], text, options, tmp_path / "again" / "tuned")
     run(folders[kind], text, options, tmp_path / "again" / "tuned", resume=True)
     assert weights(tmp_path / "again" / "tuned") == weights(tmp_path / "tuned")
+
+
+def test_a_lookahead_brings_the_output_of_the_next_block_closer(folders, text, tmp_path):
+    original, tokenizer = mcq_llm.load(folders["llama"])
+    ids = spread_windows(tokenize(tokenizer, text), 64, 32)
+    with torch.no_grad():
+        target = original.model(ids)[0]
+    errors = []
+    for lookahead in (0, 1):
+        tuning = TuneOptions(lookahead=lookahead, epochs=8, learning_rate=0.02)
+        setting, kept = mcq_llm.Setting(1, 3), (mcq_llm.Override.parse(r"layers\.1\.=dense"),)
+        options = mcq_llm.Options(
+            tokens=2048, window=32, tune="block", tuning=tuning, setting=setting, overrides=kept, precision="float32"
+        )
+        run(folders["llama"], text, options, tmp_path / str(lookahead))
+        tuned = mcq_llm.load_dense(tmp_path / str(lookahead))[0]
+        tuned.model.layers[1] = original.model.layers[1]  # as it was when the error was seen through it
+        with torch.no_grad():
+            errors.append(float((tuned.model(ids)[0] - target).norm() / target.norm()))
+    assert errors[1] < errors[0]
+
+
+def test_a_lookahead_needs_the_blocks_in_memory(folders, text, tmp_path):
+    options = mcq_llm.Options(tokens=512, window=32, tune="block", tuning=TuneOptions(lookahead=1))
+    with pytest.raises(ConfigError, match="lookahead needs the blocks behind in memory"):
+        run(folders["llama"], text, options, tmp_path / "out", stream=True)
 
 
 def test_bias_correction_brings_the_mean_output_back(folders, text, tmp_path):
