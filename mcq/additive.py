@@ -29,6 +29,8 @@ CONJUGATE_STEPS = 8
 MAX_CODEBOOKS = 64
 MAX_GROUP_SIZE = 4096
 MAX_BEAM_WIDTH = 256
+#: Vectors shorter than this are groups like others: sweeps, whose beam proposes codes in every round, then end lower.
+LEAST_VECTOR = 16
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,10 @@ class AdditiveQuantizer(Quantizer):
     32 MiB of tables, and for the least squares under a metric other than the identity up to 128 MiB per codebook of
     16 bits. Same seed, same result at every thread count, SIMD level and batch split.
 
-    Whole vectors (`group_size` None, more than two codebooks, no scale, no metric) have a way of their own, see
-    `mcq.vectors`: two starts are compared on held-out rows, and all searches run on tables that all rows share. A round
-    then costs O(n M (d K + K^2)); memory beyond x is 4 M (M - 1) K^2 bytes of tables, at most 512 MiB, and 64 MiB.
+    Whole vectors (`group_size` None, 16 entries or more, more than two codebooks, no scale, no metric) have a way of
+    their own, see `mcq.vectors`: two starts are compared on held-out rows, and all searches run on tables that all rows
+    share. A round then costs O(n M (d K + K^2)); memory beyond x is 4 M (M - 1) K^2 bytes of tables, at most 512 MiB,
+    and 64 MiB.
 
     References
     ----------
@@ -269,7 +272,8 @@ class AdditiveQuantizer(Quantizer):
         """Return whether all rows share one set of tables, which are worth having and not too large."""
         config = self.config
         plain = isinstance(problem.metric, Identity) and problem.num_groups == 1 and config.scale == "none"
-        return plain and config.num_codebooks > 2 and tables_fit(config.num_codebooks, config.num_entries)
+        fits = config.num_codebooks > 2 and tables_fit(config.num_codebooks, config.num_entries)
+        return plain and fits and problem.group_size >= LEAST_VECTOR
 
     def _steps(self) -> list[Step]:
         """Return the steps of a search; they are part of the quantizer and do not depend on the seed of a fit."""
