@@ -36,16 +36,23 @@ def main() -> None:
             process = command(root, out, options.tune)
             if kills < options.kills:
                 # After the start of the interpreter, so that something is killed.
-                time.sleep(4 + generator.random() * 2 * seconds / options.kills)
+                before = finished(out)
+                while process.poll() is None and finished(out) == before:
+                    time.sleep(0.02)
+                time.sleep(generator.random() * seconds / (4 * options.kills))
                 process.kill()
                 if process.wait() < 0:
                     kills += 1
-                    parts = sorted(path.stem for path in out.parent.glob("model.partial/parts/*.safetensors"))
-                    print(f"killed with {len(parts)} parts finished, the last {parts[-1:]}", flush=True)
+                    print(f"killed with {finished(out)} parts finished", flush=True)
             else:
                 process.wait()
         same = contents(out) == contents(root / "a" / "model")
         print(f"{kills} kills; files {'equal byte for byte' if same else 'DIFFER'}")
+
+
+def finished(out: Path) -> int:
+    """Return how many layers and blocks an interrupted run has written."""
+    return len(list(out.parent.glob("model.partial/parts/*.safetensors")))
 
 
 def command(root: Path, out: Path, tune: str) -> subprocess.Popen[bytes]:
