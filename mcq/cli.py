@@ -39,7 +39,7 @@ app = typer.Typer(
 )
 
 
-def _in_existing_folder(path: Path | None) -> Path | None:
+def in_existing_folder(path: Path | None) -> Path | None:
     """Refuse an output that cannot be written before the work is done, not after it."""
     if path is not None and not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist; make it first")
@@ -47,7 +47,7 @@ def _in_existing_folder(path: Path | None) -> Path | None:
 
 
 Matrix = Annotated[str, typer.Argument(help="FILE.npy, FILE.safetensors or FILE.safetensors:TENSOR, of shape (n, d).")]
-Output = Annotated[Path, typer.Option("-o", "--output", callback=_in_existing_folder, help="File to write.")]
+Output = Annotated[Path, typer.Option("-o", "--output", callback=in_existing_folder, help="File to write.")]
 QuantizerFile = Annotated[Path, typer.Argument(help="Quantizer that `mcq fit` wrote.")]
 GramFile = Annotated[str | None, typer.Option("--gram", help="X^T X of the inputs, shape (d, d); else plain error.")]
 Threads = Annotated[
@@ -79,7 +79,7 @@ def fit(
     gram: GramFile = None,
     codes: Annotated[
         Path | None,
-        typer.Option(callback=_in_existing_folder, help="Also write the codes of the matrix here."),
+        typer.Option(callback=in_existing_folder, help="Also write the codes of the matrix here."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
     threads: Threads = None,

@@ -30,6 +30,11 @@ MAX_BLOCK_FLOATS = 1 << 24
 COUNT_FLOATS = 1 << 24
 
 
+def nearest(x: Floats, centres: Floats) -> Words:
+    """Return for each point (n, g) the nearest of the centres (K, g), the first one on a tie."""
+    return cpu.assign(x, centres, np.einsum("kg,kg->k", centres, centres))[0]
+
+
 def kmeans(x: Floats, weight: Floats, num_entries: int, iterations: int, rng: np.random.Generator) -> Floats:
     """Return centres (K, g) that lower the sum over points of weight * |x - centre|^2 (Lloyd).
 
@@ -54,7 +59,7 @@ def kmeans(x: Floats, weight: Floats, num_entries: int, iterations: int, rng: np
     ones = np.ones((len(x), 1), np.float32)
     weighted = x * weight[:, None]
     for _ in range(iterations):
-        codes, _ = cpu.assign(x, centres, np.einsum("kg,kg->k", centres, centres))
+        codes = nearest(x, centres)
         sums = cpu.scatter_add(codes.reshape(-1, 1, 1), weighted, ones, num_entries)[0]
         total = np.bincount(codes, weights=weight, minlength=num_entries)
         live = total > 0
@@ -70,8 +75,7 @@ def residual_kmeans(
     residual, codebooks = x.copy(), []
     for _ in range(num_codebooks):
         centres = kmeans(residual, weight, num_entries, iterations, rng)
-        codes, _ = cpu.assign(residual, centres, np.einsum("kg,kg->k", centres, centres))
-        residual -= centres[codes]
+        residual -= centres[nearest(residual, centres)]
         codebooks.append(centres)
     return np.stack(codebooks)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mcq.codebooks import KMEANS_ITERATIONS, SAMPLES_PER_ENTRY, kmeans
+from mcq.codebooks import KMEANS_ITERATIONS, SAMPLES_PER_ENTRY, kmeans, nearest
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
@@ -55,12 +55,15 @@ def _alternate(
     rotated = cpu.matmul(x, rotation)
     centres = [kmeans(_part(rotated, part), ones, num_entries, KMEANS_ITERATIONS, rng) for part in bounds]
     for _ in range(ALTERNATIONS):
-        decoded = np.concatenate([_nearest(_part(rotated, p), c) for p, c in zip(bounds, centres, strict=True)], axis=1)
+        decoded = np.concatenate(
+            [c[nearest(_part(rotated, p), c)] for p, c in zip(bounds, centres, strict=True)], axis=1
+        )
         u, _, vt = np.linalg.svd(x.T.astype(np.float64) @ decoded)
         rotation = (u @ vt).astype(np.float32)
         rotated = cpu.matmul(x, rotation)
         centres = [_recentred(_part(rotated, p), c) for p, c in zip(bounds, centres, strict=True)]
-    decoded = np.concatenate([_nearest(_part(rotated, p), c) for p, c in zip(bounds, centres, strict=True)], axis=1)
+    parts = [c[nearest(_part(rotated, p), c)] for p, c in zip(bounds, centres, strict=True)]
+    decoded = np.concatenate(parts, axis=1)
     return float(np.square(rotated - decoded, dtype=np.float64).sum()), rotation
 
 
@@ -68,17 +71,9 @@ def _part(x: Floats, columns: slice) -> Floats:
     return np.ascontiguousarray(x[:, columns])
 
 
-def _codes(x: Floats, centres: Floats) -> NDArray[np.uint16]:
-    return cpu.assign(x, centres, np.einsum("kg,kg->k", centres, centres))[0]
-
-
-def _nearest(x: Floats, centres: Floats) -> Floats:
-    return centres[_codes(x, centres)]
-
-
 def _recentred(x: Floats, centres: Floats) -> Floats:
     """Return the means of the rows nearest to each centre; a centre without rows stays."""
-    codes = _codes(x, centres)
+    codes = nearest(x, centres)
     sums = cpu.scatter_add(codes.reshape(-1, 1, 1), x, np.ones((len(x), 1), np.float32), len(centres))[0]
     uses = np.bincount(codes, minlength=len(centres))[:, None]
     return np.where(uses > 0, sums / np.maximum(uses, 1), centres).astype(np.float32)

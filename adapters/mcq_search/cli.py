@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 import mcq_ext
 from mcq.arrays import read_array, write_array
-from mcq.errors import ConfigError, InputError
+from mcq.cli import in_existing_folder
+from mcq.errors import ConfigError
 from mcq.io import replacing
 from mcq.quantizer import Progress
 from mcq.validate import one_of
@@ -33,13 +34,6 @@ app = typer.Typer(
 )
 
 
-def _in_existing_folder(path: Path | None) -> Path | None:
-    """Refuse an output that cannot be written before the work is done, not after it."""
-    if path is not None and not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} does not exist; make it first")
-    return path
-
-
 FILES = "FILE.npy, .fvecs, .bvecs, .fbin, .u8bin, .i8bin, .hdf5 or .parquet; FILE.hdf5:NAME picks a data set or column."
 Metric = Annotated[str, typer.Option(help="l2 (squared distance) or ip (inner product).")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same codes.")]
@@ -50,13 +44,13 @@ Nprobe = Annotated[int | None, typer.Option(help="Inverted lists to visit; defau
 @app.command()
 def build(
     vectors: Annotated[str, typer.Argument(help=FILES)],
-    output: Annotated[Path, typer.Option("-o", "--output", callback=_in_existing_folder, help="Index to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", callback=in_existing_folder, help="Index to write.")],
     factory: Annotated[str, typer.Option(help="What to build, such as IVF1024,AQ8x8,Refine(SQ8).")] = "AQ8x8",
     metric: Metric = "l2",
     ids: Annotated[Path | None, typer.Option(help="Integers in a .npy file; default: row numbers.")] = None,
     training_rows: Annotated[int | None, typer.Option(min=1, help="Rows to learn from; default: 65536.")] = None,
     faiss_file: Annotated[
-        Path | None, typer.Option("--faiss", callback=_in_existing_folder, help="Also write the index for FAISS here.")
+        Path | None, typer.Option("--faiss", callback=in_existing_folder, help="Also write the index for FAISS here.")
     ] = None,
     seed: Seed = 0,
     threads: Threads = None,
@@ -88,9 +82,9 @@ def query(
     k: Annotated[int, typer.Option("-k", min=1, help="Results per query.")] = 10,
     nprobe: Nprobe = None,
     rerank: Annotated[int | None, typer.Option(help="Candidates to look at again; default: 4 k.")] = None,
-    ids: Annotated[Path | None, typer.Option(callback=_in_existing_folder, help="Write ids to this .npy file.")] = None,
+    ids: Annotated[Path | None, typer.Option(callback=in_existing_folder, help="Write ids to this .npy file.")] = None,
     distances: Annotated[
-        Path | None, typer.Option(callback=_in_existing_folder, help="Write distances to this .npy file.")
+        Path | None, typer.Option(callback=in_existing_folder, help="Write distances to this .npy file.")
     ] = None,
     threads: Threads = None,
 ) -> None:
@@ -117,9 +111,7 @@ def bench_command(
     baseline: Annotated[list[str] | None, typer.Option(help="FAISS factory string instead; may be repeated.")] = None,
     metric: Metric = "l2",
     nprobe: Nprobe = None,
-    plot: Annotated[
-        Path | None, typer.Option(callback=_in_existing_folder, help="Also draw to this .svg file.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(callback=in_existing_folder, help="Also draw to this .svg file.")] = None,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
