@@ -23,11 +23,12 @@ from mcq_search.description import Description
 from mcq_search.faiss_build import METRICS, empty_index, with_ids, with_transforms
 from mcq_search.faiss_export import to_faiss
 from mcq_search.faiss_fill import code_size, fill
+from mcq_search.growing import Growing
+from mcq_search.ids import Ids, Integers
 from mcq_search.layout import Layout, Metric, list_numbers
 from mcq_search.rows import Rows, as_rows, chunks
 from mcq_search.store import contents, new_store, restore
 
-Integers = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 #: Lists visited, and candidates looked at again per result, where a search does not say.
@@ -50,11 +51,6 @@ class Index:
     d : int
         Columns of the vectors.
     quantizer : Quantizer
-    codes : Codes
-        Of the n vectors, or of their differences from the centroids of their lists.
-    ids : array of shape (n,), int64
-    lists : array of shape (n,), int64, or None
-        The inverted list of each vector.
 
     Examples
     --------
@@ -77,14 +73,31 @@ class Index:
         self.quantizer = quantizer
         splits, num_codebooks = layout.codebooks.tables.shape[:2]
         none = np.zeros((0, splits, num_codebooks), np.uint16)
-        self.codes = Codes.pack(none, codebook_bits=layout.codebooks.bits, d=self.d)
-        self.ids: Integers = np.zeros(0, np.int64)
-        self.lists: Integers | None = None if layout.coarse is None else np.zeros(0, np.int64)
+        self._no_codes = Codes.pack(none, codebook_bits=layout.codebooks.bits, d=self.d)
+        self._packed = Growing(self._no_codes.packed)
+        self._ids = Ids(np.zeros(0, np.int64), 0)
+        self._lists = None if layout.coarse is None else Growing(np.zeros(0, np.int64))
         self._layout = layout
         self._calibration = calibration
         self._store = store
         self._inner: Any = None  # the FAISS index of the codes, with row numbers for ids
         self._searcher: Any = None  # the same behind transforms and re-ranking
+
+    @property
+    def codes(self) -> Codes:
+        """Codes of the n vectors, or of their differences from the centroids of their lists."""
+        packed = self._packed.rows
+        return dataclasses.replace(self._no_codes, packed=packed, shape=(len(packed), self.d))
+
+    @property
+    def ids(self) -> Integers:
+        """Id of each vector, shape (n,)."""
+        return self._ids.values
+
+    @property
+    def lists(self) -> Integers | None:
+        """The inverted list of each vector, shape (n,), or None."""
+        return None if self._lists is None else self._lists.rows
 
     def add(self, x: Rows | ArrayLike, ids: ArrayLike | None = None, *, progress: Progress | None = None) -> Integers:
         """Encode vectors and append them; all or, if something is wrong with them, none.
@@ -106,27 +119,30 @@ class Index:
         ------
         InputError
             If `x` is empty, not finite or of another width, or an id is negative, repeats, or is in the index already.
+
+        Notes
+        -----
+        O(n) with one copy of the codes of `x`, however many vectors are in the index: batches may be small.
         """
         rows = as_rows(x, self.d)
         n = rows.shape[0]
-        new_ids = self._new_ids(ids, n)
-        codes, lists, kept = [self.codes], [], []
+        new_ids = self._ids.new(ids, n)
+        packed, lists, kept = [], [], []
         for part, vectors in chunks(rows):
+            if self._store is not None:
+                kept.append(self._store.sa_encode(vectors))
             if self._layout.coarse is not None:
                 own = nearest(vectors, self._layout.coarse)
                 lists.append(own)
-            codes.append(
-                self.quantizer.encode(vectors if self._layout.coarse is None else vectors - self._layout.coarse[own])
-            )
-            if self._store is not None:
-                kept.append(self._store.sa_encode(vectors))
+                vectors = vectors - self._layout.coarse[own]
+            packed.append(self.quantizer.encode(vectors).packed)
             (progress or ignore_progress)(part.stop, n)
-        self.codes = Codes.concatenate(codes)
-        self.ids = np.concatenate([self.ids, new_ids])
-        if self.lists is not None:
-            self.lists = np.concatenate([self.lists, *lists])
-        if self._store is not None:
-            self._store.add_sa_codes(np.concatenate(kept))
+        self._packed.append(packed)
+        self._ids.append(new_ids)
+        if self._lists is not None:
+            self._lists.append(lists)
+        for part in kept:
+            self._store.add_sa_codes(part)
         return new_ids
 
     def remove(self, ids: ArrayLike) -> None:
@@ -137,15 +153,15 @@ class Index:
         InputError
             If an id is not in the index, or repeats; then nothing is removed.
         """
-        rows = self._rows_of(ids)
+        rows = self._ids.rows_of(ids)
         if len(np.unique(rows)) < len(rows):
             raise InputError(f"ids to remove must not repeat, got {len(rows)} with {len(np.unique(rows))} different")
         keep = np.ones(len(self), bool)
         keep[rows] = False
-        self.codes = _take(self.codes, keep)
-        self.ids = self.ids[keep]
-        if self.lists is not None:
-            self.lists = self.lists[keep]
+        self._packed.keep(keep)
+        self._ids.keep(keep)
+        if self._lists is not None:
+            self._lists.keep(keep)
         if self._store is not None:
             self._store.remove_ids(rows)
         self._inner = self._searcher = None
@@ -202,7 +218,7 @@ class Index:
         InputError
             If an id is not in the index.
         """
-        rows = self._rows_of(ids)
+        rows = self._ids.rows_of(ids)
         vectors = self.quantizer.decode(_take(self.codes, rows))
         if self._layout.coarse is not None and self.lists is not None:
             vectors += self._layout.coarse[self.lists[rows]]
@@ -267,10 +283,12 @@ class Index:
         layout = Layout.of(codebooks, description.kind, metric, description.norm_for(metric), coarse)
         store = new_store(description.refine, codebooks.d, METRICS[metric])
         index = cls(description, layout, quantizer, arrays["calibration"], store)
-        index.ids = _valid_ids(arrays["ids"], len(arrays["codes"]))
-        index.codes = dataclasses.replace(index.codes, packed=arrays["codes"], shape=(len(index), index.d))
-        if coarse is not None:
-            index.lists = list_numbers(layout, arrays["lists"], len(index))
+        index._ids = Ids(arrays["ids"], len(arrays["codes"]))
+        index._packed = Growing(arrays["codes"])
+        index.codes  # noqa: B018 (checks what was read)
+        lists = list_numbers(layout, arrays.get("lists"), len(index))
+        if lists is not None:
+            index._lists = Growing(lists)
         if store is not None:
             restore(store, arrays["vectors"], arrays.get("ranges"))
             if store.ntotal != len(index):
@@ -316,27 +334,6 @@ class Index:
         parameters.k_factor = (min(wanted, len(self)) + 0.5) / k
         return parameters
 
-    def _new_ids(self, ids: ArrayLike | None, n: int) -> Integers:
-        if ids is None:
-            first = int(self.ids.max(initial=-1)) + 1
-            return np.arange(first, first + n)
-        new = _valid_ids(ids, n)
-        known = new[np.isin(new, self.ids)]
-        if len(known):
-            raise InputError(f"ids must be new, but {known[0]} is in the index already; remove it first")
-        return new
-
-    def _rows_of(self, ids: ArrayLike) -> Integers:
-        """Return the rows of `ids`."""
-        wanted = np.atleast_1d(np.asarray(ids))
-        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
-            raise InputError(f"ids must be integers of shape (n,), got {wanted.dtype} of shape {wanted.shape}")
-        missing = wanted[~np.isin(wanted, self.ids)]
-        if len(missing):
-            raise InputError(f"ids must be in the index, but {missing[0]} is not ({len(missing)} such in all)")
-        order = np.argsort(self.ids)
-        return order[np.searchsorted(self.ids, wanted, sorter=order)]
-
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -352,18 +349,6 @@ def nearest(x: Floats, coarse: Floats) -> Integers:
 def _take(codes: Codes, rows: NDArray[Any]) -> Codes:
     packed = codes.packed[rows]
     return dataclasses.replace(codes, packed=packed, shape=(len(packed), codes.shape[1]))
-
-
-def _valid_ids(ids: ArrayLike, n: int) -> Integers:
-    array = np.asarray(ids)
-    if array.shape != (n,) or array.dtype.kind not in "iu":
-        raise InputError(f"ids must be {n} integers, one for each vector, got {array.dtype} of shape {array.shape}")
-    if n and (array.min() < 0 or array.max() > np.iinfo(np.int64).max):
-        raise InputError(f"ids must lie in 0..2**63 - 1, got {array.min()} to {array.max()}")
-    values, counts = np.unique(array, return_counts=True)
-    if len(values) < n:
-        raise InputError(f"ids must not repeat, but {values[counts > 1][0]} comes {counts.max()} times")
-    return array.astype(np.int64)
 
 
 def _as_bytes(quantizer: Quantizer) -> Bytes:
