@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
+Chooser = Callable[[Problem], tuple[Words, Floats]]
 
 #: Steps of conjugate gradients in a refit; codes move on before more would pay.
 CONJUGATE_STEPS = 8
@@ -70,7 +72,9 @@ def choose_codes(
     search = Search(problem, num_codebooks, num_entries, config.beam_width)
     codes = search.no_codes()
     search.improve(codes, codebooks, scale, fresh=True)
-    for _ in range(config.search_steps):
+    # One exact move for each group leaves nothing to improve.
+    exact = kind == "none" and not search.feeds_back and len(search.visit.moves) == 1
+    for _ in range(0 if exact else config.search_steps):
         scale = stored_scale(refit_scale(problem, codes, codebooks, scale, kind))
         search.improve(codes, codebooks, scale)
     return codes, scale
@@ -123,8 +127,11 @@ class AdditiveQuantizer(Quantizer):
 
     Whole vectors (`group_size` None, 16 entries or more, more than two codebooks, no scale, no metric) have a way of
     their own, see `mcq.vectors`: two starts are compared on held-out rows, and all searches run on tables that all rows
-    share. A round then costs O(n M (d K + K^2)); memory beyond x is 4 M (M - 1) K^2 bytes of tables, at most 512 MiB,
-    and 64 MiB.
+    share. A round then costs O(n M (d K + K^2)), or O(n M K (d + M)) with more than 512 entries, which are chosen one
+    at a time. Memory of a fit beyond x is 4 M (M - 1) K^2 bytes of tables, at most 768 MiB, and 64 MiB.
+
+    An encode takes up 32 MiB of rows at a time, unless a Gram couples the groups: beside `x` and the codes it needs the
+    tables and some 200 MiB, for any number of rows.
 
     References
     ----------
@@ -216,9 +223,11 @@ class AdditiveQuantizer(Quantizer):
             If `x` is not a finite real matrix, or the metric weighs another number of columns.
         """
         self._require_fitted()
-        problem = Problem.arrange(x, metric, self._group_size, self.gain)
-        codes, scale = self._search(problem, self.codebooks.astype(np.float32), start_scale(problem, self.config.scale))
-        return self._pack(problem, codes, scale, np.shape(x)[1])
+        codebooks, parts, choose = self.codebooks.astype(np.float32), [], None
+        for problem in Problem.parts(x, metric, self._group_size, self.gain):
+            choose = choose or self._chooser(problem, codebooks)
+            parts.append(self._pack(problem, *choose(problem), np.shape(x)[1]))
+        return Codes.concatenate(parts)
 
     def decode(self, codes: Codes) -> Floats:
         """Return the reconstruction (n, d) of `codes`, float32.
@@ -262,11 +271,16 @@ class AdditiveQuantizer(Quantizer):
         progress(config.rounds + 1, config.rounds + 1)
         return stored, codes, scale
 
-    def _search(self, problem: Problem, codebooks: Floats, scale: Floats) -> tuple[Words, Floats]:
-        """Return codes for given codebooks, and scales as they are stored."""
+    def _chooser(self, problem: Problem, codebooks: Floats) -> Chooser:
+        """Return what chooses codes, and scales as they are stored, for problems like this one, whatever their rows."""
+        config = self.config
         if self._is_of_vectors(problem):
-            return TableSearch(codebooks).choose(problem.x, self.config.beam_width, self._steps())[:, None], scale
-        return choose_codes(problem, codebooks, scale, self.config.scale, self.config)
+            tables, steps = TableSearch(codebooks), self._steps()
+            return lambda part: (
+                tables.choose(part.x, config.beam_width, steps)[:, None],
+                start_scale(part, config.scale),
+            )
+        return lambda part: choose_codes(part, codebooks, start_scale(part, config.scale), config.scale, config)
 
     def _is_of_vectors(self, problem: Problem) -> bool:
         """Return whether all rows share one set of tables, which are worth having and not too large."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mcq.errors import InputError
 from mcq.metric import Identity, Metric, power_of_two_near
-from mcq.validate import as_matrix
+from mcq.validate import as_matrix, as_real_matrix
 
 Floats = NDArray[np.float32]
 T = TypeVar("T", bound=np.generic)
@@ -19,6 +20,8 @@ T = TypeVar("T", bound=np.generic)
 
 #: Data this many times larger than those of a fit would overflow float32 in the search.
 MAX_RANGE = 1e12
+#: Bytes of the rows, as float32, that an encode takes up at a time.
+PART_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,27 @@ class Problem:
         padded = np.zeros((n, groups * g), np.float32)
         np.divide(matrix, np.float32(gain), out=padded[:, :d])
         return cls(np.ascontiguousarray(padded[:, columns]), metric.arranged(columns, d), g, order, gain)
+
+    @classmethod
+    def parts(cls, x: ArrayLike, metric: Metric | None, group_size: int | None, gain: float) -> Iterator[Problem]:
+        """Yield problems of some rows each, all of `x` in turn, so that an encode needs little beside it.
+
+        Where groups are coupled there is only one: its preparation costs as much as thousands of rows.
+
+        Raises
+        ------
+        InputError
+            As `arrange`; values that are not finite before anything is yielded.
+        """
+        rows = as_real_matrix(x)
+        n, d = rows.shape
+        whole = metric is not None and metric.couples and group_size is not None and group_size < d
+        step = n if whole else max(1, PART_BYTES // (4 * d))
+        if n > step:
+            for start in range(0, n, step):
+                as_matrix(rows[start : start + step], first_row=start)
+        for start in range(0, n, step):
+            yield cls.arrange(rows[start : start + step], metric, group_size, gain)
 
     @property
     def num_groups(self) -> int:

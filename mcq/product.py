@@ -159,7 +159,8 @@ class ProductQuantizer(Quantizer):
         InputError
             If `x` is not a finite real matrix, or the metric is not the identity.
         """
-        problem = _arranged(x, metric)
+        _require_identity(metric)
+        problem = Problem.arrange(x, metric, None)
         rng = np.random.default_rng(in_range(seed, 0, None, "seed"))
         rows = problem.x
         arrays: dict[str, NDArray[Any]] = {"gain": np.array([problem.gain], np.float32)}
@@ -190,15 +191,18 @@ class ProductQuantizer(Quantizer):
             the identity.
         """
         self._require_fitted()
-        problem = _arranged(x, metric, self.gain)
-        self._check_width(problem.x.shape[1])
-        rows = problem.x if self.rotation is None else cpu.matmul(problem.x, self.rotation)
-        codes = []
-        for part, codebooks in zip(slices(rows, self.config.num_splits), self.codebooks, strict=True):
-            inner = self._inner()
-            inner.arrays = {"codebooks": codebooks, "gain": np.ones(1, np.float32)}
-            codes.append(inner.encode(part).unpack())
-        return self._pack(np.concatenate(codes, axis=1), problem.x.shape[1])
+        _require_identity(metric)
+        parts = []
+        for problem in Problem.parts(x, metric, None, self.gain):
+            self._check_width(problem.x.shape[1])
+            rows = problem.x if self.rotation is None else cpu.matmul(problem.x, self.rotation)
+            codes = []
+            for part, codebooks in zip(slices(rows, self.config.num_splits), self.codebooks, strict=True):
+                inner = self._inner()
+                inner.arrays = {"codebooks": codebooks, "gain": np.ones(1, np.float32)}
+                codes.append(inner.encode(part).unpack())
+            parts.append(self._pack(np.concatenate(codes, axis=1), problem.x.shape[1]))
+        return Codes.concatenate(parts)
 
     def decode(self, codes: Codes) -> Floats:
         """Return the reconstruction (n, d) of `codes`, float32.
@@ -274,10 +278,9 @@ def slices(x: Floats, num_splits: int) -> list[Floats]:
     return [np.ascontiguousarray(padded[:, s * width : (s + 1) * width]) for s in range(num_splits)]
 
 
-def _arranged(x: ArrayLike, metric: Metric | None, gain: float | None = None) -> Problem:
+def _require_identity(metric: Metric | None) -> None:
     if not isinstance(metric, (Identity, type(None))):
         raise InputError(
             f"a product quantizer takes no metric but the identity, got {type(metric).__name__}; "
             "use AdditiveQuantizer, which takes any"
         )
-    return Problem.arrange(x, metric, None, gain)

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcq import io
-from mcq.additive import AdditiveConfig, AdditiveQuantizer, choose_codes
+from mcq.additive import AdditiveConfig, AdditiveQuantizer, Chooser, choose_codes
 from mcq.codes import Codes
 from mcq.encoders.beam import beam_search
+from mcq.encoders.tables import TableSearch
 from mcq.energy import Energy
 from mcq.metric import Identity
 from mcq.problem import Problem
@@ -123,19 +124,42 @@ class ResidualQuantizer(AdditiveQuantizer):
             # All codebooks share the scale that the first one found.
             stage.config = replace(stage.config, scale="none")
         codebooks = np.stack(stored)
-        codes, scale = self._search(problem, codebooks.astype(np.float32), start_scale(problem, config.scale))
-        return codebooks, codes, scale
+        return codebooks, *self._chooser(problem, codebooks.astype(np.float32))(problem)
 
-    def _search(self, problem: Problem, codebooks: Floats, scale: Floats) -> tuple[Words, Floats]:
-        kinds = [self.config.scale] + ["none"] * (len(codebooks) - 1)
-        rest, stages = problem, []
-        for codebook, kind in zip(codebooks[:, None], kinds, strict=True):
-            codes, scale = choose_codes(rest, codebook, scale, kind, self.config)
-            if not problem.metric.couples and len(codebooks) > 1 and _tables_fit(*codebooks.shape[:2]):
-                return _beam_codes(problem, codebooks, scale, self.config.beam_width), scale
-            rest = _without(rest, codes, codebook, scale)
+    def _chooser(self, problem: Problem, codebooks: Floats) -> Chooser:
+        is_beam = not problem.metric.couples and len(codebooks) > 1 and _tables_fit(*codebooks.shape[:2])
+        if not is_beam:
+            return lambda part: self._in_turn(part, codebooks)
+        tables = TableSearch(codebooks, moves=False) if isinstance(problem.metric, Identity) else None
+        return lambda part: self._by_beam(part, codebooks, tables)
+
+    def _in_turn(self, problem: Problem, codebooks: Floats) -> tuple[Words, Floats]:
+        """Return codes and scales, one codebook after another."""
+        kind, scale, stages = self.config.scale, start_scale(problem, self.config.scale), []
+        for codebook in codebooks[:, None]:
+            codes, scale = choose_codes(problem, codebook, scale, kind, self.config)
+            problem, kind = _without(problem, codes, codebook, scale), "none"
             stages.append(codes)
         return np.concatenate(stages, axis=2), scale
+
+    def _by_beam(self, problem: Problem, codebooks: Floats, tables: TableSearch | None) -> tuple[Words, Floats]:
+        """Return codes (n, G, M), each group by a beam of its own, and the scales that the first codebook finds.
+
+        `tables` are those of the identity.
+        """
+        config, scale = self.config, start_scale(problem, self.config.scale)
+        if config.scale != "none":
+            scale = choose_codes(problem, codebooks[:1], scale, config.scale, config)[1]
+        n, groups, g = len(problem.x), problem.num_groups, problem.group_size
+        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+        targets = problem.x.reshape(n, groups, g) * inverse[:, :, None]
+        if tables is not None:
+            return tables.choose(targets.reshape(-1, g), config.beam_width, []).reshape(n, groups, -1), scale
+        codes = np.empty((n, groups, len(codebooks)), np.uint16)
+        for j in range(groups):
+            h = problem.metric.block(slice(j * g, (j + 1) * g))
+            codes[:, j] = beam_search(Energy(codebooks, h), cpu.matmul(targets[:, j], h), config.beam_width)
+        return codes, scale
 
 
 def _tables_fit(num_codebooks: int, num_entries: int) -> bool:
@@ -151,18 +175,3 @@ def _without(problem: Problem, codes: Words, codebook: Floats, scale: Floats) ->
     """Return the problem of coding what one codebook leaves."""
     decoded = cpu.decode(codes, codebook, np.broadcast_to(scale, codes.shape[:2]))
     return replace(problem, x=problem.x - decoded)
-
-
-def _beam_codes(problem: Problem, codebooks: Floats, scale: Floats, width: int) -> Words:
-    """Return codes (n, G, M), each group by a beam of its own; one set of tables serves equal metrics."""
-    n, groups, g = len(problem.x), problem.num_groups, problem.group_size
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    targets = problem.x.reshape(n, groups, g) * inverse[:, :, None]
-    if isinstance(problem.metric, Identity):
-        energy = Energy(codebooks, problem.metric.block(slice(0, g)))
-        return beam_search(energy, targets.reshape(-1, g), width).reshape(n, groups, -1)
-    codes = np.empty((n, groups, len(codebooks)), np.uint16)
-    for j in range(groups):
-        h = problem.metric.block(slice(j * g, (j + 1) * g))
-        codes[:, j] = beam_search(Energy(codebooks, h), cpu.matmul(targets[:, j], h), width)
-    return codes

@@ -25,7 +25,7 @@ SYMMETRY_TOLERANCE = 1e-5
 PSD_TOLERANCE = 1e-6
 
 
-def as_matrix(x: ArrayLike, name: str = "x") -> NDArray[np.float32]:
+def as_matrix(x: ArrayLike, name: str = "x", first_row: int = 0) -> NDArray[np.float32]:
     """Return `x` as a finite, C-contiguous float32 matrix with at least one row and one column.
 
     Parameters
@@ -34,6 +34,8 @@ def as_matrix(x: ArrayLike, name: str = "x") -> NDArray[np.float32]:
         Not copied when it already is C-contiguous float32.
     name : str
         How error messages call the array.
+    first_row : int
+        The number that error messages give to its first row.
 
     Returns
     -------
@@ -49,13 +51,30 @@ def as_matrix(x: ArrayLike, name: str = "x") -> NDArray[np.float32]:
     >>> as_matrix([[1, 2], [3, 4]]).dtype
     dtype('float32')
     """
+    source = as_real_matrix(x, name)
+    with np.errstate(over="ignore"):
+        matrix = np.ascontiguousarray(source, dtype=np.float32)
+    _require_finite(matrix, source, name, first_row)
+    return matrix
+
+
+def as_real_matrix(x: ArrayLike, name: str = "x") -> NDArray[Any]:
+    """Return `x` as a real matrix of its own dtype, with at least one row and one column; values are not looked at.
+
+    Raises
+    ------
+    InputError
+        If the shape or the dtype does not fit.
+
+    Examples
+    --------
+    >>> as_real_matrix([[1, 2], [3, 4]]).shape
+    (2, 2)
+    """
     source = _as_real(x, name, ndim=2, axes="(n, d)")
     if 0 in source.shape:
         raise InputError(f"{name} must have at least one row and one column, got shape {source.shape}")
-    with np.errstate(over="ignore"):
-        matrix = np.ascontiguousarray(source, dtype=np.float32)
-    _require_finite(matrix, source, name)
-    return matrix
+    return source
 
 
 def as_gram(h: ArrayLike, name: str = "gram", d: int | None = None) -> NDArray[np.float64]:
@@ -255,13 +274,14 @@ def _require_size(size: int, d: int | None, name: str) -> None:
         raise InputError(f"{name} must match the {d} columns of the data, got size {size}")
 
 
-def _require_finite(array: NDArray[np.floating[Any]], source: NDArray[Any], name: str) -> None:
+def _require_finite(array: NDArray[np.floating[Any]], source: NDArray[Any], name: str, first_row: int = 0) -> None:
     """Locate the first non-finite value; `source` is the array before its conversion."""
     finite = np.isfinite(array)
     if finite.all():
         return
     where = tuple(int(i) for i in np.unravel_index(int(finite.argmin()), array.shape))
-    place = " ".join(f"{axis} {i}" for axis, i in zip(("row", "column"), where, strict=False))
+    numbers = (where[0] + first_row, *where[1:])
+    place = " ".join(f"{axis} {i}" for axis, i in zip(("row", "column"), numbers, strict=False))
     value = source[where]
     reason = f"too large for {array.dtype}; rescale it" if np.isfinite(value) else "replace or drop it"
     count = array.size - int(finite.sum())

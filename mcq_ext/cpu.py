@@ -215,7 +215,7 @@ def beam_step(
     return parent, entry, new_cost
 
 
-def shared_tables(codebooks: Floats) -> tuple[Floats, Floats]:
+def shared_tables(codebooks: Floats, transposed: bool = True) -> tuple[Floats, Floats]:
     """Return the tables that all rows share where a row is one group under the identity.
 
     Returns
@@ -223,7 +223,8 @@ def shared_tables(codebooks: Floats) -> tuple[Floats, Floats]:
     minus2_t : array of shape (g + 1, M * K')
         -2 C^T, and below it the squared norms of the entries: ``[x, 1] @ minus2_t`` is the unary table.
     pair : array of shape (2, M (M - 1) / 2, K, K')
-        2 C_a C_b^T for a < b at b (b - 1) / 2 + a, and the same transposed.
+        2 C_a C_b^T for a < b at b (b - 1) / 2 + a, and the same transposed. Without `transposed` only the first half,
+        all that a beam needs.
     """
     num_codebooks, k, g = codebooks.shape
     entries_t = _pad_entries(codebooks.transpose(0, 2, 1))
@@ -232,10 +233,12 @@ def shared_tables(codebooks: Floats) -> tuple[Floats, Floats]:
     unary[:g] = -2 * entries_t.transpose(1, 0, 2)
     unary[g] = _pad_entries(np.einsum("mkg,mkg->mk", codebooks, codebooks), PAD_COST)
     couples = [(a, b) for b in range(num_codebooks) for a in range(b)]
-    pair = _empty(2, len(couples), k, width)
+    pair = _empty(2 if transposed else 1, len(couples), k, width)
     for i, (a, b) in enumerate(couples):
         matmul(codebooks[a], entries_t[b], out=pair[0, i], alpha=2.0)
-        pair[1, i] = _pad_entries(pair[0, i, :, :k].T)
+        if transposed:
+            pair[1, i, :, :k] = pair[0, i, :, :k].T
+            pair[1, i, :, k:] = 0
     return unary.reshape(g + 1, -1), pair
 
 

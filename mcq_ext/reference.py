@@ -247,7 +247,7 @@ def beam_step(
     return parent, entry, new_cost
 
 
-def shared_tables(codebooks: Floats) -> tuple[Floats, Floats]:
+def shared_tables(codebooks: Floats, transposed: bool = True) -> tuple[Floats, Floats]:
     """Return the tables that all rows share where a row is one group under the identity.
 
     Returns
@@ -255,7 +255,8 @@ def shared_tables(codebooks: Floats) -> tuple[Floats, Floats]:
     minus2_t : array of shape (g + 1, M * K')
         -2 C^T, and below it the squared norms of the entries: ``[x, 1] @ minus2_t`` is the unary table.
     pair : array of shape (2, M (M - 1) / 2, K, K')
-        2 C_a C_b^T for a < b at b (b - 1) / 2 + a, and the same transposed.
+        2 C_a C_b^T for a < b at b (b - 1) / 2 + a, and the same transposed. Without `transposed` only the first half,
+        all that a beam needs.
     """
     num_codebooks, k, g = codebooks.shape
     width = -(-k // PAD) * PAD
@@ -264,10 +265,11 @@ def shared_tables(codebooks: Floats) -> tuple[Floats, Floats]:
     unary[:g, :, :k] = -2 * codebooks.transpose(2, 0, 1)
     unary[g, :, :k] = np.einsum("mkg,mkg->mk", codebooks, codebooks)
     couples = [(a, b) for b in range(num_codebooks) for a in range(b)]
-    pair = np.zeros((2, len(couples), k, width), np.float32)
+    pair = np.zeros((1 + transposed, len(couples), k, width), np.float32)
     for i, (a, b) in enumerate(couples):
         pair[0, i, :, :k] = matmul(codebooks[a], codebooks[b].T, alpha=2.0)
-        pair[1, i, :, :k] = pair[0, i, :, :k].T
+        if transposed:
+            pair[1, i, :, :k] = pair[0, i, :, :k].T
     return unary.reshape(g + 1, -1), pair
 
 

@@ -18,11 +18,13 @@ from mcq_ext import cpu
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 
-#: Bytes that the pair tables may take, and those of the unary tables of a batch.
-MAX_PAIR_BYTES = 1 << 29
+#: Bytes that the pair tables may take, those of four codebooks of 12 bits, and those of the unary tables of a batch.
+MAX_PAIR_BYTES = 3 << 28
 UNARY_BYTES = 1 << 26
 #: Codebooks that are shifted at once.
 SHIFTED = 2
+#: Entries up to which codebooks are chosen in pairs: K^2 sums, which beyond cost far more than they gain.
+MAX_PAIRED = 512
 NO_MOVES = np.empty((0, 2), np.uint8)
 
 
@@ -34,7 +36,7 @@ class Step(NamedTuple):
     shift : array of shape (M,), uint16
         Added to the codes, modulo K, before the moves; the result stays where it costs less than what was there.
     moves : array of shape (num_moves, 2), uint8
-        Codebooks that are chosen jointly, in this order.
+        Codebooks that are chosen jointly, in this order; equal numbers mean that codebook alone.
     """
 
     shift: Words
@@ -49,16 +51,20 @@ def tables_fit(num_codebooks: int, num_entries: int) -> bool:
 def plan(num_codebooks: int, num_entries: int, count: int, rng: np.random.Generator) -> list[Step]:
     """Return so many steps; the first one shifts nothing.
 
-    Each moves 2 (M - 1) random pairs, so that a codebook takes part in about four moves.
+    Each moves 2 (M - 1) random pairs, so that a codebook takes part in about four moves; codebooks of more than
+    `MAX_PAIRED` entries are chosen one at a time, each about twice.
     """
-    pairs = np.array([(a, b) for b in range(num_codebooks) for a in range(b)], np.uint8).reshape(-1, 2)
-    steps = []
+    if num_entries <= MAX_PAIRED:
+        moves = [(a, b) for b in range(num_codebooks) for a in range(b)]
+    else:
+        moves = [(m, m) for m in range(num_codebooks)] * 2
+    possible, steps = np.array(moves, np.uint8).reshape(-1, 2), []
     for i in range(count):
         shift = np.zeros(num_codebooks, np.uint16)
         if i > 0:
             chosen = rng.permutation(num_codebooks)[:SHIFTED]
             shift[chosen] = rng.integers(1, num_entries, len(chosen))
-        steps.append(Step(shift, rng.permutation(pairs)[: 2 * (num_codebooks - 1)]))
+        steps.append(Step(shift, rng.permutation(possible)[: 2 * (num_codebooks - 1)]))
     return steps
 
 
@@ -68,15 +74,17 @@ class TableSearch:
     Parameters
     ----------
     codebooks : array of shape (M, K, d)
+    moves : bool
+        Whether there will be any steps after the beam; without, tables take half the memory.
 
     Notes
     -----
     Memory is 4 M (M - 1) K^2 bytes of pair tables and `UNARY_BYTES`, whatever the number of rows.
     """
 
-    def __init__(self, codebooks: Floats) -> None:
+    def __init__(self, codebooks: Floats, moves: bool = True) -> None:
         self.codebooks = codebooks
-        self._unary, self._pair = cpu.shared_tables(codebooks)
+        self._unary, self._pair = cpu.shared_tables(codebooks, transposed=moves)
         self._rows = max(1, UNARY_BYTES // (4 * self._unary.shape[1]))
 
     def choose(self, x: Floats, beam_width: int, steps: list[Step], known: Words | None = None) -> Words:

@@ -122,6 +122,11 @@ def test_searches_on_shared_tables(assert_same, make, n, k, num_codebooks, width
     weights, pair = assert_same(lambda kernels: kernels.shared_tables(codebooks))
     unary = cpu.matmul(np.c_[x, np.ones(n, np.float32)], weights).reshape(n, num_codebooks, -1)
     proposed, cost = assert_same(lambda kernels: kernels.table_beam(unary, pair, width))
+    _, half = assert_same(lambda kernels: kernels.shared_tables(codebooks, transposed=False))
+    np.testing.assert_array_equal(half, pair[:1])
+    if num_codebooks > 1:
+        assert_same(lambda kernels: kernels.table_beam(unary, half, width))
+        np.testing.assert_array_equal(cpu.table_beam(unary, half, width)[0], proposed)
     moves = np.array([move for move in TABLE_MOVES if max(move) < num_codebooks], np.uint8)
     start = random_codes(make, k, n, num_codebooks)
 

@@ -78,3 +78,27 @@ def test_memory_is_a_few_copies_of_the_data():
         codes = q.fit_encode(x)
     with at_most(3 * x.nbytes):
         q.decode(codes)
+
+
+@pytest.mark.parametrize("bits", [4, 7])
+@pytest.mark.parametrize("metric", [None, mcq.Diagonal(np.arange(1, 33))], ids=["identity", "diagonal"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda bits: mcq.AdditiveQuantizer(3, bits, None, rounds=1, search_steps=1),
+        lambda bits: mcq.ResidualQuantizer(3, bits, None, rounds=1, beam_width=2),
+        lambda bits: mcq.ProductQuantizer(4, 1, bits, rounds=1),
+    ],
+    ids=["additive", "residual", "product"],
+)
+def test_an_encode_needs_little_beside_its_rows(monkeypatch, make, bits, metric):
+    """Rows that would take 8 MiB as float32; the codes take 0.2 MiB."""
+    monkeypatch.setattr("mcq.problem.PART_BYTES", MIB // 4)
+    monkeypatch.setattr("mcq.encoders.tables.UNARY_BYTES", MIB)
+    monkeypatch.setattr("mcq.encoders.beam.ROWS", 64)
+    x = np.random.default_rng(0).integers(0, 256, (1 << 16, 32), np.uint8)
+    q = make(bits).fit(x[:500])
+    tables = 4 * 3 * 2 * 4**bits * (1 if metric is None else 2)
+    with at_most(4 * MIB + tables):
+        codes = q.encode(x, None if isinstance(q, mcq.ProductQuantizer) else metric)
+    assert codes[-9:] == q.encode(x[-9:], None if isinstance(q, mcq.ProductQuantizer) else metric)

@@ -67,3 +67,21 @@ def test_data_far_out_of_the_range_of_a_fit_are_refused(x):
     assert Problem.arrange(x, None, None, gain=1e-3).gain == 1e-3
     with pytest.raises(mcq.InputError, match="fit on data of this size"):
         Problem.arrange(x, None, None, gain=1e-20)
+
+
+@pytest.mark.parametrize(("metric", "count"), [(None, 4), (mcq.Diagonal(np.arange(1, 7)), 4), (mcq.Gram(np.eye(6)), 1)])
+def test_parts_are_the_rows_in_turn(monkeypatch, metric, count):
+    x = np.random.default_rng(0).integers(-9, 9, (10, 6), np.int8)
+    monkeypatch.setattr("mcq.problem.PART_BYTES", 3 * 6 * 4)
+    parts = list(Problem.parts(x, metric, 2, 0.5))
+    assert len(parts) == count
+    whole = Problem.arrange(x, metric, 2, 0.5)
+    np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), whole.x)
+
+
+def test_all_parts_are_checked_before_the_first_is_used(monkeypatch):
+    monkeypatch.setattr("mcq.problem.PART_BYTES", 3 * 6 * 4)
+    x = np.zeros((10, 6))
+    x[7, 2] = np.nan
+    with pytest.raises(mcq.InputError, match="nan at row 7 column 2"):
+        next(Problem.parts(x, None, None, 1.0))

@@ -122,7 +122,21 @@ def test_plans(num_codebooks, count, seed):
         )
 
 
+def test_large_codebooks_are_chosen_one_at_a_time(monkeypatch):
+    (step,) = plan(4, 1024, 1, np.random.default_rng(0))
+    assert (step.moves[:, 0] == step.moves[:, 1]).all()
+    assert set(step.moves[:, 0]) == {0, 1, 2, 3}
+    monkeypatch.setattr("mcq.encoders.tables.MAX_PAIRED", 16)
+    quantizer, errors = additive(rounds=2).fit(X), []
+    for search_steps in (0, 1, 4):
+        searching = additive(search_steps=search_steps, beam_width=1)
+        searching.arrays = quantizer.arrays
+        errors.append(relative(searching, HELD_OUT))
+    assert errors[0] > errors[1] > errors[2]
+
+
 def test_tables_that_are_too_large_are_not_built():
+    assert tables_fit(4, 4096)
     assert tables_fit(8, 256)
     assert tables_fit(32, 256)
     assert not tables_fit(64, 256)
