@@ -163,18 +163,6 @@ class AdditiveQuantizer(Quantizer):
         options = (num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps)
         super().__init__(AdditiveConfig(*options))
 
-    @property
-    def codebooks(self) -> NDArray[np.float16]:
-        """Entries (M, K, g), in units of `gain`."""
-        self._require_fitted()
-        return self.arrays["codebooks"]
-
-    @property
-    def gain(self) -> float:
-        """The power of two by which everything decoded is multiplied."""
-        self._require_fitted()
-        return float(self.arrays["gain"][0])
-
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None
     ) -> Codes:

@@ -39,6 +39,18 @@ class Quantizer(ABC):
         self.config = config
         self.arrays: dict[str, NDArray[Any]] = {}
 
+    @property
+    def codebooks(self) -> NDArray[np.float16]:
+        """Entries (M, K, g), or those of each slice, in units of `gain`."""
+        self._require_fitted()
+        return self.arrays["codebooks"]
+
+    @property
+    def gain(self) -> float:
+        """The power of two by which everything decoded is multiplied."""
+        self._require_fitted()
+        return float(self.arrays["gain"][0])
+
     @abstractmethod
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None

@@ -62,13 +62,15 @@ class Case(NamedTuple):
         num_codebooks, codebook_bits, group_size, scale = self.options
         if self.quantizer is mcq.ProductQuantizer:
             kind = {"method": "residual", "rotation": "learned"} if codebook_bits == 4 else {"rotation": "random"}
+            if self.metric_name != "identity":
+                kind["rotation"] = "none"
             return self.quantizer(self.num_splits, num_codebooks, codebook_bits, rounds=ROUNDS, **kind)
         return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS)
 
     @property
     def exists(self):
-        """Product quantizers know neither metrics nor scales."""
-        plain = self.options[3] == "none" and self.metric_name == "identity"
+        """Product quantizers know neither metrics that couple columns nor scales."""
+        plain = self.options[3] == "none" and not self.metric.couples
         return plain or self.quantizer is not mcq.ProductQuantizer
 
     def fitted(self):
