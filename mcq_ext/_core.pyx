@@ -4,7 +4,7 @@ Nothing is checked or allocated here; `mcq_ext.cpu` does both.
 """
 
 from libc.stddef cimport ptrdiff_t, size_t
-from libc.stdint cimport int32_t, uint8_t, uint16_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint64_t
 
 
 cdef extern from "mcq_kernels.h" nogil:
@@ -45,6 +45,8 @@ cdef extern from "mcq_kernels.h" nogil:
                             size_t, size_t, size_t, size_t, size_t, size_t) noexcept nogil
         void (*pack_bits)(const uint16_t *, uint8_t *, size_t, size_t, unsigned) noexcept nogil
         void (*unpack_bits)(const uint8_t *, uint16_t *, size_t, size_t, unsigned) noexcept nogil
+        void (*pack_words)(const uint64_t *, uint8_t *, size_t, size_t, unsigned) noexcept nogil
+        void (*unpack_words)(const uint8_t *, uint64_t *, size_t, size_t, unsigned) noexcept nogil
         void (*lut_sum)(const uint16_t *, const float *, float *, size_t, size_t, size_t, size_t, size_t) noexcept nogil
         size_t (*cholesky_rows)(double *, size_t, size_t, size_t) noexcept nogil
         void (*cholesky_update)(double *, size_t, size_t, size_t, size_t, size_t) noexcept nogil
@@ -190,6 +192,16 @@ def pack_bits(const uint16_t[:, ::1] words, unsigned bits, uint8_t[:, ::1] packe
 def unpack_bits(const uint8_t[:, ::1] packed, unsigned bits, uint16_t[:, ::1] words):
     with nogil:
         kernels.unpack_bits(&packed[0, 0], &words[0, 0], words.shape[0], words.shape[1], bits)
+
+
+def pack_words(const uint64_t[:, ::1] words, unsigned bits, uint8_t[:, ::1] packed):
+    with nogil:
+        kernels.pack_words(&words[0, 0], &packed[0, 0], words.shape[0], words.shape[1], bits)
+
+
+def unpack_words(const uint8_t[:, ::1] packed, unsigned bits, uint64_t[:, ::1] words):
+    with nogil:
+        kernels.unpack_words(&packed[0, 0], &words[0, 0], words.shape[0], words.shape[1], bits)
 
 
 def lut_sum(const uint16_t[:, ::1] codes, const float[:, :, ::1] lut, float[:, :] out):

@@ -17,6 +17,7 @@ from mcq_ext.threads import split
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
+AnyWords = NDArray[Any]  # uint16 or uint64
 
 PAD = 16
 PAD_COST = np.float32(3.0e38)
@@ -297,19 +298,24 @@ def scatter_add(codes: Words, values: Floats, scale: Floats, num_entries: int) -
     return sums
 
 
-def pack_bits(words: Words, bits: int) -> NDArray[np.uint8]:
-    """Return (n, ceil(W * bits / 8)): each row of words (n, W) as one little-endian bit string."""
+def pack_bits(words: AnyWords, bits: int) -> NDArray[np.uint8]:
+    """Return (n, ceil(W * bits / 8)): each row of words (n, W) as one little-endian bit string.
+
+    Words are uint16 if `bits` is at most 16, else uint64.
+    """
+    pack = _core.pack_bits if bits <= 16 else _core.pack_words
     packed = np.empty((words.shape[0], (words.shape[1] * bits + 7) // 8), np.uint8)
     if packed.size:
-        split(lambda i, j: _core.pack_bits(words[i:j], bits, packed[i:j]), words.shape[0])
+        split(lambda i, j: pack(words[i:j], bits, packed[i:j]), words.shape[0])
     return packed
 
 
-def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> Words:
+def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> AnyWords:
     """Return words (n, count), the inverse of `pack_bits`."""
-    words = np.empty((packed.shape[0], count), np.uint16)
+    unpack = _core.unpack_bits if bits <= 16 else _core.unpack_words
+    words = np.empty((packed.shape[0], count), np.uint16 if bits <= 16 else np.uint64)
     if words.size:
-        split(lambda i, j: _core.unpack_bits(packed[i:j], bits, words[i:j]), packed.shape[0])
+        split(lambda i, j: unpack(packed[i:j], bits, words[i:j]), packed.shape[0])
     return words
 
 

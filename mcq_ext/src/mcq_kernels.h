@@ -87,6 +87,9 @@ typedef struct {
     /* Little-endian bit strings, one per row: word i of width bits starts at bit i * bits. */
     void (*pack_bits)(const uint16_t *words_nW, uint8_t *packed, size_t n, size_t W, unsigned bits);
     void (*unpack_bits)(const uint8_t *packed, uint16_t *words_nW, size_t n, size_t W, unsigned bits);
+    /* The same for words of up to 64 bits. */
+    void (*pack_words)(const uint64_t *words_nW, uint8_t *packed, size_t n, size_t W, unsigned bits);
+    void (*unpack_words)(const uint8_t *packed, uint64_t *words_nW, size_t n, size_t W, unsigned bits);
 
     /* out_qn = sum over m of lut[q, m, codes[n, m]], in order of m. */
     void (*lut_sum)(const uint16_t *codes_nM, const float *lut_qMK, float *out_qn, size_t out_stride,
