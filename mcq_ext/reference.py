@@ -366,7 +366,7 @@ def pack_bits(words: AnyWords, bits: int) -> NDArray[np.uint8]:
 
 def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> AnyWords:
     """Return words (n, count), the inverse of `pack_bits`."""
-    dtype = np.uint16 if bits <= 16 else np.uint64
+    dtype: Any = np.uint16 if bits <= 16 else np.uint64
     digits = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little")
     digits = digits.reshape(len(packed), count, bits).astype(dtype)
     return (digits << np.arange(bits, dtype=dtype)).sum(2, dtype=dtype)

@@ -10,6 +10,9 @@
 #include "tables.inc.c"
 #include "codes.inc.c"
 #include "factor.inc.c"
+#include "pyramid.inc.c"
+#include "shell.inc.c"
+#include "rank.inc.c"
 
 const mcq_kernels MCQ_TABLE = {
     .matmul = matmul,
@@ -30,4 +33,9 @@ const mcq_kernels MCQ_TABLE = {
     .cholesky_rows = cholesky_rows,
     .cholesky_update = cholesky_update,
     .cholesky_solve = cholesky_solve,
+    .pyramid_search = pyramid_search,
+    .leader_search = leader_search,
+    .shell_search = shell_search,
+    .lattice_rank = lattice_rank,
+    .lattice_unrank = lattice_unrank,
 };
