@@ -19,8 +19,10 @@ from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFitted
 from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
 from mcq.product import ProductQuantizer
+from mcq.pyramid import PyramidQuantizer
 from mcq.quantizer import Quantizer
 from mcq.residual import ResidualQuantizer
+from mcq.shell import ShellQuantizer
 
 try:
     __version__ = version("multicodebook")
@@ -42,7 +44,9 @@ __all__ = [
     "Metric",
     "NotFittedError",
     "ProductQuantizer",
+    "PyramidQuantizer",
     "Quantizer",
     "ResidualQuantizer",
+    "ShellQuantizer",
     "load",
 ]

@@ -11,7 +11,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +46,22 @@ class Lattice(ABC):
     """
 
     squared: ClassVar[bool]
+    max_budget: ClassVar[int]
 
     def __init__(self, group_size: int, budget: int) -> None:
         self.group_size, self.budget = group_size, budget
-        self.count = count_points(group_size, budget, self.squared)
+        self.count = counts_up_to(group_size, budget, self.squared)[budget]
+
+    @classmethod
+    @functools.lru_cache(maxsize=32)
+    def of(cls, group_size: int, budget: int) -> Self:
+        """Return the lattice with its tables, which are made once."""
+        return cls(group_size, budget)
+
+    @property
+    @abstractmethod
+    def typical_size(self) -> float:
+        """Roughly the root mean square of the entries of the points that are used."""
 
     @abstractmethod
     def nearest(self, x: Floats, inverse: Floats, gains: Floats, weights: Floats | None = None) -> tuple[Points, Gains]:
@@ -90,6 +102,12 @@ class Pyramid(Lattice):
     """
 
     squared = False
+    max_budget = MAX_PULSES
+
+    @property
+    def typical_size(self) -> float:  # noqa: D102
+        density = self.budget / self.group_size
+        return max(density, math.sqrt(density))
 
     def nearest(  # noqa: D102
         self, x: Floats, inverse: Floats, gains: Floats, weights: Floats | None = None
@@ -118,6 +136,11 @@ class Shell(Lattice):
     """
 
     squared = True
+    max_budget = MAX_SQUARED_NORM
+
+    @property
+    def typical_size(self) -> float:  # noqa: D102
+        return math.sqrt(self.budget / self.group_size)
 
     def nearest(  # noqa: D102
         self, x: Floats, inverse: Floats, gains: Floats, weights: Floats | None = None
@@ -194,9 +217,9 @@ def best_gains(product: Floats, squared_norm: Floats, gains: Floats) -> Gains:
     return costs.argmin(1).astype(np.uint8)
 
 
-def count_points(group_size: int, budget: int, squared: bool) -> int:
-    """Return the number of integer vectors of N entries with sum |y_i|, or sum y_i^2, equal to the budget."""
-    return _counts(group_size, budget, squared)[group_size][budget]
+def counts_up_to(group_size: int, budget: int, squared: bool) -> list[int]:
+    """Return how many integer vectors of N entries have sum |y_i|, or sum y_i^2, equal to 0, 1, ... budget."""
+    return _counts(group_size, budget, squared)[group_size]
 
 
 @functools.lru_cache(maxsize=64)

@@ -72,13 +72,17 @@ class Problem:
         _require_in_range(matrix, gain)
         g = group_size or d
         groups = -(-d // g)
-        weight = np.zeros(groups * g)
-        weight[:d] = metric.diagonal(d)
-        order = np.argsort(-weight.reshape(groups, g).sum(1), kind="stable") if metric.couples else np.arange(groups)
-        columns = (order[:, None] * g + np.arange(g)).ravel()
-        padded = np.zeros((n, groups * g), np.float32)
+        padded = np.empty((n, groups * g), np.float32)
         np.divide(matrix, np.float32(gain), out=padded[:, :d])
-        return cls(np.ascontiguousarray(padded[:, columns]), metric.arranged(columns, d), g, order, gain)
+        padded[:, d:] = 0
+        order = np.arange(groups)
+        if metric.couples:
+            weight = np.zeros(groups * g)
+            weight[:d] = metric.diagonal(d)
+            order = np.argsort(-weight.reshape(groups, g).sum(1), kind="stable")
+            padded = np.take(padded.reshape(n, groups, g), order, axis=1).reshape(n, -1)
+        columns = (order[:, None] * g + np.arange(g)).ravel()
+        return cls(padded, metric.arranged(columns, d), g, order, gain)
 
     @classmethod
     def parts(cls, x: ArrayLike, metric: Metric | None, group_size: int | None, gain: float) -> Iterator[Problem]:

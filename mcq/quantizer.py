@@ -106,7 +106,7 @@ class Quantizer(ABC):
 
     def _require_fitted(self) -> None:
         if not self.arrays:
-            raise NotFittedError(f"{type(self).__name__} has no codebooks yet; call fit or fit_encode first")
+            raise NotFittedError(f"{type(self).__name__} was not fitted yet; call fit or fit_encode first")
 
     def __repr__(self) -> str:
         options = ", ".join(f"{f.name}={getattr(self.config, f.name)!r}" for f in dataclasses.fields(self.config))

@@ -39,6 +39,21 @@ OPTIONS = [
     (4, 8, 3, "none"),
 ]
 QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer]
+#: What has no codebooks: group_size, pulses or squared_norm, gain_bits, scale, gains, groups_per_word
+LATTICES = {
+    mcq.PyramidQuantizer: [
+        (8, 6, 1, "none", "lloyd", 1),
+        (4, 5, 2, "row", "lloyd", 3),
+        (16, 23, 3, "none", "theory", 1),
+        (3, 2, 0, "row", "lloyd", 15),
+    ],
+    mcq.ShellQuantizer: [
+        (8, 12, 1, "row", "lloyd", 1),
+        (4, 10, 2, "none", "lloyd", 4),
+        (16, 19, 1, "none", "theory", 2),
+        (1, 4, 3, "row", "lloyd", 1),
+    ],
+}
 ROUNDS = 3
 
 
@@ -54,11 +69,33 @@ class Case(NamedTuple):
         return METRICS[self.metric_name]
 
     @property
+    def is_lattice(self):
+        return self.quantizer in LATTICES
+
+    @property
     def num_splits(self):
         """Sets of codebooks: one for each slice of a product quantizer, else one for all groups."""
         return -(-D // (self.options[2] or D)) if self.quantizer is mcq.ProductQuantizer else 1
 
+    @property
+    def costs(self):
+        """Bits of a row of codes, bytes of the scales of a row, and bytes that are stored once."""
+        if self.is_lattice:
+            size, _, gain_bits, scale, _, per_word = self.options
+            bits = ((self.new().lattice.count << gain_bits) ** per_word - 1).bit_length()
+            groups = -(-D // size)
+            return -(-groups // per_word) * bits, 2 * (scale == "row"), 2 * 2**gain_bits + 4
+        num_codebooks, codebook_bits, group_size, scale = self.options
+        groups = -(-D // (group_size or D))
+        shared = self.num_splits * 2 * num_codebooks * 2**codebook_bits * (group_size or D) + 4
+        if self.quantizer is mcq.ProductQuantizer:  # slices are as even as they can be, and there is a rotation
+            product = self.fitted()[0]
+            shared = product.codebooks.nbytes + 4 + (0 if product.rotation is None else 4 * D * D)
+        return groups * num_codebooks * codebook_bits, 2 * {"none": 0, "row": 1, "group": groups}[scale], shared
+
     def new(self):
+        if self.is_lattice:
+            return self.quantizer(*self.options, rounds=ROUNDS)
         num_codebooks, codebook_bits, group_size, scale = self.options
         if self.quantizer is mcq.ProductQuantizer:
             kind = {"method": "residual", "rotation": "learned"} if codebook_bits == 4 else {"rotation": "random"}
@@ -72,6 +109,11 @@ class Case(NamedTuple):
         """Product quantizers know neither metrics that couple columns nor scales."""
         plain = self.options[3] == "none" and not self.metric.couples
         return plain or self.quantizer is not mcq.ProductQuantizer
+
+    @property
+    def wrong_option(self):
+        """An option for which the arrays of this quantizer are too few."""
+        return {"gain_bits": 7} if self.is_lattice else {"num_codebooks": 7}
 
     def fitted(self):
         """The quantizer fitted to `X`, and the codes of the fit."""
@@ -90,9 +132,15 @@ def fit(case):
     return quantizer, quantizer.fit_encode(X, case.metric)
 
 
-EVERY = [case for case in itertools.starmap(Case, itertools.product(QUANTIZERS, OPTIONS, METRICS)) if case.exists]
+WITH_CODEBOOKS = list(itertools.product(QUANTIZERS, OPTIONS, METRICS))
+WITHOUT = [(kind, options, metric) for kind in LATTICES for options in LATTICES[kind] for metric in METRICS]
+EVERY = [case for case in itertools.starmap(Case, WITH_CODEBOOKS + WITHOUT) if case.exists]
 #: Each quantizer and each metric with few options, for what has little to do with the options.
-SOME = [case for case in EVERY if case.options in (OPTIONS[1], OPTIONS[4], OPTIONS[6])]
+SOME = [
+    case
+    for case in EVERY
+    if case.options in (LATTICES[case.quantizer][:2] if case.is_lattice else (OPTIONS[1], OPTIONS[4], OPTIONS[6]))
+]
 
 
 @pytest.fixture(params=EVERY, ids=str)

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mcq
-from mcq.lattices import Pyramid, Shell, count_points, nearest_direction
+from mcq.lattices import Pyramid, Shell, counts_up_to, nearest_direction
 
 
 @given(st.integers(1, 20), st.integers(1, 20))
 def test_points_of_a_pyramid_by_their_non_zero_entries(size, pulses):
     terms = (2**j * math.comb(size, j) * math.comb(pulses - 1, j - 1) for j in range(1, min(size, pulses) + 1))
-    assert count_points(size, pulses, squared=False) == sum(terms)
+    assert counts_up_to(size, pulses, squared=False)[pulses] == sum(terms)
 
 
 @given(st.integers(1, 20), st.integers(1, 40))
@@ -26,7 +26,7 @@ def test_points_of_a_shell_by_the_theta_series(size, squared_norm):
     series = np.array([1], object)
     for _ in range(size):
         series = np.convolve(series, theta)[: squared_norm + 1]
-    assert count_points(size, squared_norm, squared=True) == series[squared_norm]
+    assert counts_up_to(size, squared_norm, squared=True)[squared_norm] == series[squared_norm]
 
 
 @pytest.mark.parametrize(
