@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,6 +33,10 @@ WORD_BITS = 64
 START_GROUPS = 1 << 16
 START_ROUNDS = 3
 LLOYD_STEPS = 300
+#: Groups of the sample that compares settings of one rate, the lowest rate, and what a float may lack of a whole bit.
+SAMPLE_GROUPS = 2048
+LEAST_RATE = 0.01
+ROUNDING = 1e-9
 #: Weight of the old gain table in a refit, as a fraction of the mean diagonal of the normal matrix.
 RIDGE = 1e-6
 
@@ -104,10 +108,8 @@ class GainShapeQuantizer(Quantizer):
         The codebook of shapes, which is not stored.
     """
 
+    config_type: ClassVar[type[GainShapeConfig]]
     config: GainShapeConfig
-
-    def __init__(self, config: GainShapeConfig) -> None:
-        super().__init__(config)
 
     @property
     def lattice(self) -> Lattice:
@@ -134,6 +136,50 @@ class GainShapeQuantizer(Quantizer):
     def rate(self) -> float:
         """Bits per entry of the codes."""
         return self.word_bits / (self.config.groups_per_word * self.config.group_size)
+
+    @classmethod
+    def of_rate(cls, bits: float, group_size: int = 16, scale: Literal["none", "row"] = "none") -> Self:
+        """Return the quantizer of least error on normal entries that takes at most `bits` per entry.
+
+        Parameters
+        ----------
+        bits : float
+            Upper limit of `rate`; fractions are fine, groups then share words.
+        group_size : int
+            N; 64 / N is the highest rate.
+        scale : "none" or "row"
+            Scales are not counted in `bits`.
+
+        Raises
+        ------
+        ConfigError
+            If no codes of this group size are so short, or `bits` is above 64 / N.
+
+        Notes
+        -----
+        For each number of gain bits, until more do not help, the lattice of most points that fits is tried on a small
+        sample of normal entries, the same on every call. Takes a second or so.
+        """
+        in_range(group_size, 1, MAX_GROUP_SIZE, "group_size")
+        in_range(bits, LEAST_RATE, WORD_BITS / group_size, "bits")
+        x = np.random.default_rng(0).standard_normal((SAMPLE_GROUPS, group_size), np.float32)
+        best, least, worse = None, math.inf, 0
+        for gain_bits in range(MAX_GAIN_BITS + 1):
+            budget, per_word = _largest_that_fits(cls.config_type.lattice_type, bits, group_size, gain_bits)
+            if budget == 0 or worse == 2:
+                break
+            shape: dict[str, Any] = {"group_size": group_size, cls.config_type.budget_name: budget}
+            shape |= {"gain_bits": gain_bits, "groups_per_word": per_word}
+            trial = cls(**shape | {"rounds": 1})
+            loss = float(np.square(x - trial.decode(trial.fit_encode(x))).sum(dtype=np.float64))
+            worse = 0 if loss < least else worse + 1
+            if loss < least:
+                best, least = cls(**shape | {"scale": scale}), loss
+        if best is None:
+            raise ConfigError(
+                f"bits must allow at least one code for group_size={group_size}, got {bits}; raise bits or group_size"
+            )
+        return best
 
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None
@@ -313,6 +359,24 @@ class GainShapeQuantizer(Quantizer):
     def _check_arrays(self) -> None:
         require_array(self.arrays, "gain_table", np.float16, (self.config.num_gains,))
         require_array(self.arrays, "gain", np.float32, (1,))
+
+
+def _largest_that_fits(lattice: type[Lattice], bits: float, group_size: int, gain_bits: int) -> tuple[int, int]:
+    """Return the budget with most points that takes at most so many bits per entry, and the groups that share a word.
+
+    The budget is zero if there is none.
+    """
+    top = 16
+    while top < lattice.max_budget and counts_up_to(group_size, top, lattice.squared)[top] < 2 ** (bits * group_size):
+        top = min(2 * top, lattice.max_budget)
+    counts = counts_up_to(group_size, top, lattice.squared)
+    most, best = 0, (0, 1)
+    for per_word in range(1, min(MAX_GROUPS_PER_WORD, int(WORD_BITS / (bits * group_size))) + 1):
+        word_bits = int(bits * group_size * per_word + ROUNDING)
+        for budget in range(1, top + 1):
+            if most < counts[budget] and (counts[budget] << gain_bits) ** per_word <= 1 << word_bits:
+                most, best = counts[budget], (budget, per_word)
+    return best
 
 
 def _norm_quantiles(count: int, size: int) -> Floats:

@@ -29,7 +29,7 @@ MAX_GROUP_SIZE = cpu_lattice.MAX_GROUP
 MAX_PULSES = 4095
 MAX_SQUARED_NORM = 4095
 #: Leaders up to which they are searched one by one.
-MAX_LEADERS = 1 << 16
+MAX_LEADERS = 1 << 13
 
 
 class Lattice(ABC):
@@ -145,10 +145,15 @@ class Shell(Lattice):
     def nearest(  # noqa: D102
         self, x: Floats, inverse: Floats, gains: Floats, weights: Floats | None = None
     ) -> tuple[Points, Gains]:
-        if weights is not None or self.leaders is None:
-            weights = np.ones(self.group_size, np.float32) if weights is None else weights
+        if weights is not None:
             return cpu_lattice.shell_search(x, inverse, gains, weights, self.budget)
-        y, product = cpu_lattice.leader_search(x, self.leaders, np.ones(len(self.leaders), np.float32))
+        # All points are equally long: the nearest one does not depend on the gain.
+        if self.leaders is not None:
+            y, product = cpu_lattice.leader_search(x, self.leaders, np.ones(len(self.leaders), np.float32))
+        else:
+            one = np.ones(max(len(x), self.group_size), np.float32)
+            y, _ = cpu_lattice.shell_search(x, one[: len(x)], one[:1], one[: self.group_size], self.budget)
+            product = np.einsum("ng,ng->n", x, y, dtype=np.float32)
         return y, best_gains(product * inverse, np.full(len(x), self.budget, np.float32), gains)
 
     @functools.cached_property
@@ -174,7 +179,7 @@ def nearest_direction(x: Floats, pulses: int) -> Points:
     ----------
     x : array of shape (n, N), float32
     pulses : int
-        K, which must have at most 65,536 partitions into N parts.
+        K, which must have at most 8,192 partitions into N parts.
 
     Returns
     -------

@@ -20,6 +20,8 @@ T = TypeVar("T", bound=np.generic)
 
 #: Data this many times larger than those of a fit would overflow float32 in the search.
 MAX_RANGE = 1e12
+#: The powers of two that float32 holds.
+LEAST_GAIN, MOST_GAIN = 2.0**-149, 2.0**127
 #: Bytes of the rows, as float32, that an encode takes up at a time.
 PART_BYTES = 1 << 25
 
@@ -69,6 +71,7 @@ class Problem:
         metric = metric.for_search()
         if gain is None:
             gain = power_of_two_near(math.sqrt(float(np.mean(np.square(matrix, dtype=np.float64)))))
+            gain = min(max(gain, LEAST_GAIN), MOST_GAIN)
         _require_in_range(matrix, gain)
         g = group_size or d
         groups = -(-d // g)

@@ -67,5 +67,5 @@ def test_no_direction_is_nearer(size, pulses):
 
 
 def test_too_many_partitions_for_a_search_by_angle():
-    with pytest.raises(mcq.ConfigError, match="at most 65536 partitions into 16 parts.*got 200"):
+    with pytest.raises(mcq.ConfigError, match="at most 8192 partitions into 16 parts.*got 200"):
         nearest_direction(np.ones((1, 16), np.float32), 200)
