@@ -241,14 +241,15 @@ class GainShapeQuantizer(Quantizer):
             If `x` is not a finite real matrix, or the metric weighs another number of columns.
         """
         self._require_fitted()
-        problem = Problem.arrange(x, metric, self.config.group_size, self.gain)
-        scale, table = start_scale(problem, self.config.scale), self.gain_table.astype(np.float32)
-        search = LatticeSearch(problem, self.lattice)
-        search.improve(table, scale, fresh=True)
-        for _ in range(self.config.search_steps if problem.metric.couples else 0):
-            scale = stored_scale(self._refit_scale(search, table, scale))
-            search.improve(table, scale)
-        return self._pack(search, scale, np.shape(x)[1])
+        table, parts = self.gain_table.astype(np.float32), []
+        for problem in Problem.parts(x, metric, self.config.group_size, self.gain):
+            scale, search = start_scale(problem, self.config.scale), LatticeSearch(problem, self.lattice)
+            search.improve(table, scale, fresh=True)
+            for _ in range(self.config.search_steps if problem.metric.couples else 0):
+                scale = stored_scale(self._refit_scale(search, table, scale))
+                search.improve(table, scale)
+            parts.append(self._pack(search, scale, np.shape(x)[1]))
+        return Codes.concatenate(parts)
 
     def decode(self, codes: Codes) -> Floats:
         """Return the reconstruction (n, d) of `codes`, float32.
