@@ -77,6 +77,13 @@ class Lattice(ABC):
             Positive; all alike if left out.
         """
 
+    def nearest_under(self, x: Floats, inverse: Floats, factor: Floats) -> Points:
+        """Return points y (n, N) for which |U^T (inverse x - y)| is small, and least if U is diagonal.
+
+        U (N, N) is upper triangular with a positive diagonal.
+        """
+        return cpu_lattice.trellis_search(x, inverse, factor, self.budget, self.squared)
+
     def rank(self, y: Points) -> Ranks:
         """Return the numbers, below `count`, of points (n, N)."""
         return cpu_lattice.lattice_rank(y, self._before, self.budget, self.squared)

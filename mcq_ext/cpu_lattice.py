@@ -80,6 +80,29 @@ def shell_search(x: Floats, inverse: Floats, gains: Floats, weights: Floats, squ
     return y, gain
 
 
+def trellis_search(x: Floats, inverse: Floats, factor: Floats, budget: int, squared: bool) -> Points:
+    """Return points y (n, N) for which |U^T (inverse x - y)| is small, and least if U is diagonal.
+
+    Parameters
+    ----------
+    x : array of shape (n, N)
+    inverse : array of shape (n,)
+    factor : array of shape (N, N)
+        U, upper triangular with a positive diagonal; near 1 in size.
+    budget : int
+        What sum |y_i|, or sum y_i^2 if `squared`, must be; there must be such points.
+    """
+    y = np.empty(x.shape, np.int16)
+
+    def rows(i: int, j: int) -> None:
+        scratch = empty(PAD * (3 * x.shape[1] + 3) * (budget + 1))
+        _core.trellis_search(x[i:j], inverse[i:j], factor, budget, squared, y[i:j], scratch)
+
+    if len(x):
+        split(rows, len(x))
+    return y
+
+
 def lattice_rank(y: Points, before: Ranks, budget: int, squared: bool) -> Ranks:
     """Return the numbers (n,) of points (n, N) whose sum of |y_i|, or of y_i^2 if `squared`, is `budget`.
 

@@ -133,6 +133,37 @@ def _nearest_in_shell(a: Floats, weights: Floats, squared_norm: int) -> Floats:
     return y
 
 
+def trellis_search(x: Floats, inverse: Floats, factor: Floats, budget: int, squared: bool) -> Points:
+    """See `mcq_ext.cpu_lattice.trellis_search`."""
+    n, width = x.shape
+    spent = [m for m in (m * m if squared else m for m in range(budget + 1)) if m <= budget]
+    cost = np.full((n, budget + 1), PAD_COST)
+    cost[:, 0] = 0
+    fed, chosen = np.zeros((n, budget + 1, width), np.float32), np.zeros((width, n, budget + 1), np.float32)
+    limit = np.float32(1e15)
+    target = np.clip(x * inverse[:, None], -limit, limit)
+    for i, row in enumerate(factor):
+        centre = target[:, i, None] + fed[:, :, i] / row[i]
+        best = np.full((n, budget + 1), np.inf, np.float32)
+        source = np.zeros((n, budget + 1), np.intp)
+        for m, used in enumerate(spent):
+            distance = np.abs(centre[:, : budget + 1 - used]) - np.float32(m)
+            candidate = cost[:, : budget + 1 - used] + row[i] * row[i] * (distance * distance)
+            better = candidate < best[:, used:]
+            best[:, used:][better] = candidate[better]
+            chosen[i, :, used:][better] = m
+            source[:, used:][better] = np.broadcast_to(np.arange(budget + 1 - used), better.shape)[better]
+        y = np.where(np.take_along_axis(centre, source, 1) < 0, -chosen[i], chosen[i])
+        fed = np.take_along_axis(fed, source[:, :, None], 1) + row * (target[:, i, None] - y)[:, :, None]
+        chosen[i], cost = y, best
+    points, left, rows = np.empty(x.shape, np.int16), np.full(n, budget), np.arange(n)
+    for i in reversed(range(width)):
+        points[:, i] = chosen[i, rows, left]
+        size = np.abs(points[:, i].astype(np.intp))
+        left -= size**2 if squared else size
+    return points
+
+
 def lattice_rank(y: Points, before: Ranks, budget: int, squared: bool) -> Ranks:
     """See `mcq_ext.cpu_lattice.lattice_rank`."""
     rank, left = np.zeros(len(y), np.uint64), np.full(len(y), budget)

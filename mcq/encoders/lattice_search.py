@@ -1,9 +1,10 @@
 """Choosing gains and lattice points for every group of every row.
 
 Where no column is coupled to another, each group has its exact optimum. Under a Gram, error feedback comes first and
-then sweeps, as in `local_search`: each group is searched at the target that the errors of all others leave it, its
-block of the metric replaced by its diagonal; of what is found and what was there, each with the gain that the whole
-block prefers, the cheaper stays. So the distortion never rises.
+then sweeps, as in `local_search`: each group is searched at the target that the errors of all others leave it. The
+diagonal of its block of the metric tells the likely gain, for which a trellis finds a point under the whole block. Of
+this point and the one that was there, each with the gain that the block prefers, the cheaper stays: the distortion
+never rises.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class LatticeSearch:
 
     def improve(self, table: Floats, scale: Floats, fresh: bool = False) -> None:
         """Visit every group once, for a gain table (S,) and scales (n, 1). A fresh start feeds errors forward."""
-        problem, inverse = self.problem, np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+        problem, inverse = self.problem, _reciprocal(scale)
         if problem.metric.couples:
             self._sweep(self._start if fresh else problem.metric, table, scale, inverse[:, 0], fresh)
         elif isinstance(problem.metric, Identity):
@@ -84,9 +85,11 @@ class LatticeSearch:
         for j, own in enumerate(self._slices()):
             block, old = metric.block(own), x_hat[:, own]
             gradient = np.ascontiguousarray(metric.apply(x - x_hat, own))
-            target = old + cpu.matmul(gradient, _inverse(block))
-            found, _ = self.lattice.nearest(target, inverse, table, _weights(np.diagonal(block)))
+            factor, inverse_block = _factor(block)
+            target = old + cpu.matmul(gradient, inverse_block)
             slope = cpu.matmul(np.ascontiguousarray(old), block, out=gradient, accumulate=True)
+            _, likely = self.lattice.nearest(target, inverse, table, _weights(np.diagonal(block)))
+            found = self.lattice.nearest_under(target, inverse * _reciprocal(table)[likely], factor)
             gains, cost = _gains_under(block, slope, found, table, scale)
             if not fresh:
                 known, known_cost = _gains_under(block, slope, self.points[:, j], table, scale)
@@ -105,13 +108,21 @@ def _gains_under(block: Floats, slope: Floats, points: Points, table: Floats, sc
     return gains, table[gains] * (table[gains] * square - 2 * product)
 
 
+def _reciprocal(values: Floats) -> Floats:
+    return np.divide(1, values, out=np.zeros_like(values), where=values != 0)
+
+
 def _weights(diagonal: Floats) -> Floats:
     """Return positive weights of a group."""
     largest = diagonal.max()
     return np.maximum(diagonal / largest, LEAST_WEIGHT) if largest > 0 else np.ones_like(diagonal)
 
 
-def _inverse(block: Floats) -> Floats:
+def _factor(block: Floats) -> tuple[Floats, Floats]:
+    """Return U, upper triangular, with U U^T = B up to a factor that makes it near 1, and the inverse of B, damped."""
     damped = block.astype(np.float64)
     damped[np.diag_indices(len(block))] += DAMPING * (np.trace(damped) / len(block) or 1.0)
-    return cpu.cholesky_solve(cpu.cholesky(damped), np.eye(len(block))).astype(np.float32)
+    inverse = cpu.cholesky_solve(cpu.cholesky(damped), np.eye(len(block)))
+    damped /= np.trace(damped) / len(block)
+    factor = cpu.cholesky(damped[::-1, ::-1]).T[::-1, ::-1]
+    return np.ascontiguousarray(factor, np.float32), inverse.astype(np.float32)

@@ -12,6 +12,7 @@
 #include "factor.inc.c"
 #include "pyramid.inc.c"
 #include "shell.inc.c"
+#include "trellis.inc.c"
 #include "rank.inc.c"
 
 const mcq_kernels MCQ_TABLE = {
@@ -36,6 +37,7 @@ const mcq_kernels MCQ_TABLE = {
     .pyramid_search = pyramid_search,
     .leader_search = leader_search,
     .shell_search = shell_search,
+    .trellis_search = trellis_search,
     .lattice_rank = lattice_rank,
     .lattice_unrank = lattice_unrank,
 };

@@ -66,6 +66,13 @@ typedef struct {
     const float *weights_N;
 } mcq_shell;
 
+/* The integer vectors of one budget under a full matrix, see trellis.inc.c. */
+typedef struct {
+    size_t N, budget;
+    int squared;              /* the budget counts squares, not magnitudes */
+    const float *factor_NN;   /* U, upper triangular with a positive diagonal */
+} mcq_trellis;
+
 /* How many vectors precede, see rank.inc.c. F(n, r, m) is table[n row_step + r budget_step + (m + 1) value_step]. */
 typedef struct {
     size_t N;
@@ -142,6 +149,10 @@ typedef struct {
     /* As pyramid_search, over a shell. Scratch: MCQ_PAD (N + 2) (R + 1) floats on a cache line. */
     void (*shell_search)(const mcq_shell *shell, const float *x_nN, const float *inverse_n, int16_t *y_nN,
                          uint8_t *gain_n, float *scratch, size_t n);
+
+    /* y_nN near x inverse under U U^T. Scratch: MCQ_PAD (3 N + 3) (budget + 1) floats on a cache line. */
+    void (*trellis_search)(const mcq_trellis *trellis, const float *x_nN, const float *inverse_n, int16_t *y_nN,
+                           float *scratch, size_t n);
 
     void (*lattice_rank)(const mcq_lattice *lattice, const int16_t *y_nN, uint64_t *rank_n, size_t n);
     void (*lattice_unrank)(const mcq_lattice *lattice, const uint64_t *rank_n, int16_t *y_nN, size_t n);

@@ -68,6 +68,31 @@ def test_leader_search(same, seed, n, size, num_leaders):
     same(lambda kernels: kernels.leader_search(make(seed, n, size)[0], leaders, factor))
 
 
+@settings(max_examples=30)
+@given(SEEDS, ROWS, SIZES.filter(lambda size: size > 3), BUDGETS, st.booleans())
+def test_trellis_search(same, seed, n, size, budget, squared):
+    x, inverse, *_ = make(seed, n, size)
+    rng = np.random.default_rng(seed)
+    factor = np.triu(rng.standard_normal((size, size)), 1) / 2 + np.diag(np.exp(rng.standard_normal(size) / 2))
+    y = same(lambda kernels: kernels.trellis_search(x, inverse, factor.astype(np.float32), budget, squared))
+    spent = np.square(y, dtype=int) if squared else np.abs(y.astype(int))
+    assert (spent.sum(1) == budget).all()
+
+
+@pytest.mark.parametrize("kind", [Pyramid, Shell])
+def test_trellis_is_exact_without_coupling_and_near_with(kind):
+    rng = np.random.default_rng(0)
+    lattice, x, one = kind(5, 6), rng.standard_normal((300, 5)).astype(np.float32), np.ones(300, np.float32)
+    every = points(5, 6, kind.squared)
+    coupled = np.triu(rng.standard_normal((5, 5)), 1) / 2 + np.diag([1, 2, 0.5, 1, 1.5])
+    for factor, slack in ((np.diag(np.diagonal(coupled)), 1e-5), (coupled, 0.2)):
+        y = lattice.nearest_under(x, one, factor.astype(np.float32))
+        least = np.square((x[:, None] - every) @ factor).sum(2).min(1)
+        assert np.square((x - y) @ factor).sum() <= (1 + slack) * least.sum()
+    alone, _ = lattice.nearest(x, one, one[:1], np.square(factor).sum(1).astype(np.float32))
+    assert np.square((x - y) @ factor).sum() < 0.9 * np.square((x - alone) @ factor).sum()
+
+
 def points(size, budget, squared):
     """Every point, by trying all vectors of the cube around them."""
     cube = np.array(list(itertools.product(range(-budget, budget + 1), repeat=size)))
@@ -112,6 +137,9 @@ def test_rank_and_unrank(same, seed, n, case):
 
 
 NO_ROWS = {
+    "trellis_search": lambda kernels: kernels.trellis_search(
+        np.empty((0, 4), np.float32), np.empty(0, np.float32), np.eye(4, dtype=np.float32), 3, False
+    ),
     "pyramid_search": lambda kernels: kernels.pyramid_search(*make(0, 0, 4), 3),
     "shell_search": lambda kernels: kernels.shell_search(*make(0, 0, 4), 3),
     "leader_search": lambda kernels: kernels.leader_search(
