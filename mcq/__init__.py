@@ -20,6 +20,7 @@ from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
 from mcq.product import ProductQuantizer
 from mcq.quantizer import Quantizer
+from mcq.rate import Allocation, Unit, allocate, residual_curve
 from mcq.residual import ResidualQuantizer
 
 try:
@@ -29,6 +30,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 __all__ = [
     "AdditiveQuantizer",
+    "Allocation",
     "Bits",
     "Codes",
     "ConfigError",
@@ -44,5 +46,8 @@ __all__ = [
     "ProductQuantizer",
     "Quantizer",
     "ResidualQuantizer",
+    "Unit",
+    "allocate",
     "load",
+    "residual_curve",
 ]

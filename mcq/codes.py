@@ -131,6 +131,24 @@ class Codes:
         words = cpu.unpack_bits(self.packed, self.codebook_bits, self.num_groups * self.num_codebooks)
         return words.reshape(len(self), self.num_groups, self.num_codebooks)
 
+    def prefix(self, num_codebooks: int) -> Codes:
+        """Return the codes of the first `num_codebooks` codebooks alone, packed anew.
+
+        Raises
+        ------
+        ConfigError
+            If `num_codebooks` is not from 1 to M.
+
+        Examples
+        --------
+        >>> codes = Codes.pack(np.array([[[1, 2]], [[3, 0]]]), codebook_bits=2, d=4)
+        >>> codes.prefix(1).unpack().tolist()
+        [[[1]], [[3]]]
+        """
+        first = in_range(num_codebooks, 1, self.num_codebooks, "num_codebooks")
+        words = self.unpack()[:, :, :first]
+        return Codes.pack(words, codebook_bits=self.codebook_bits, d=self.shape[1], scales=self.scales)
+
     def bits(self, shared_bytes: int = 0) -> Bits:
         """Count the bits per entry; `shared_bytes` is what is stored once for all rows."""
         n, d = self.shape

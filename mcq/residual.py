@@ -106,6 +106,21 @@ class ResidualQuantizer(AdditiveQuantizer):
         first = total if num_codebooks is None else in_range(num_codebooks, 1, total, "num_codebooks")
         return self._decode(codes.unpack()[:, :, :first], codes)
 
+    def prefix(self, num_codebooks: int) -> ResidualQuantizer:
+        """Return the quantizer of the first codebooks alone, which decodes ``codes.prefix(num_codebooks)``.
+
+        Raises
+        ------
+        NotFittedError
+            If there are no codebooks yet.
+        ConfigError
+            If `num_codebooks` is not from 1 to M.
+        """
+        first = in_range(num_codebooks, 1, self.config.num_codebooks, "num_codebooks")
+        config = replace(self.config, num_codebooks=first)
+        arrays = self.arrays | {"codebooks": self.codebooks[:first]}
+        return ResidualQuantizer._from_container(dataclasses.asdict(config), arrays)
+
     def _learn(
         self, problem: Problem, scale: Floats, rng: np.random.Generator, progress: Progress
     ) -> tuple[NDArray[np.float16], Words, Floats]:
