@@ -21,6 +21,7 @@ from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
 from mcq.product import ProductQuantizer
 from mcq.quantizer import Quantizer
 from mcq.rate import Allocation, Unit, allocate, residual_curve
+from mcq.relaxed import RelaxedQuantizer
 from mcq.residual import ResidualQuantizer
 
 try:
@@ -45,6 +46,7 @@ __all__ = [
     "NotFittedError",
     "ProductQuantizer",
     "Quantizer",
+    "RelaxedQuantizer",
     "ResidualQuantizer",
     "Unit",
     "allocate",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mcq import io
+from mcq import io, vectors
 from mcq.codebooks import refit, start_codebooks
 from mcq.codes import Codes
 from mcq.encoders.local_search import Search
@@ -19,7 +19,6 @@ from mcq.problem import Problem
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
 from mcq.scales import Scale, refit_scale, start_scale, stored_scale, to_float16
 from mcq.validate import in_range, one_of
-from mcq.vectors import learn
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
@@ -64,12 +63,38 @@ class AdditiveConfig:
         return 1 << self.codebook_bits
 
 
+def learn(
+    search: Search,
+    codebooks: Floats,
+    scale: Floats,
+    config: AdditiveConfig,
+    progress: Progress,
+    refit: Callable[..., Floats] = refit,
+) -> tuple[NDArray[np.float16], Words, Floats]:
+    """Alternate from given codebooks; return them as they are stored, and codes and scales chosen for exactly these."""
+    problem, codes = search.problem, search.no_codes()
+    for done in range(config.rounds):
+        search.improve(codes, codebooks, scale, fresh=done == 0 or (search.feeds_back and done < config.rounds // 2))
+        codebooks = refit(problem, codes, codebooks, search.spread(scale), CONJUGATE_STEPS)
+        scale = refit_scale(problem, codes, codebooks, scale, config.scale)
+        progress(done + 1, config.rounds + 1)
+    stored = to_float16(codebooks)
+    scale = stored_scale(scale)
+    search.improve(codes, stored.astype(np.float32), scale)
+    progress(config.rounds + 1, config.rounds + 1)
+    return stored, codes, scale
+
+
 def choose_codes(
-    problem: Problem, codebooks: Floats, scale: Floats, kind: Scale, config: AdditiveConfig
+    problem: Problem,
+    codebooks: Floats,
+    scale: Floats,
+    kind: Scale,
+    config: AdditiveConfig,
+    search: Search | None = None,
 ) -> tuple[Words, Floats]:
     """Return codes (n, G, M) for given codebooks (M, K, g), and the scales refitted to them as they are stored."""
-    num_codebooks, num_entries, _ = codebooks.shape
-    search = Search(problem, num_codebooks, num_entries, config.beam_width)
+    search = search or Search(problem, len(codebooks), codebooks.shape[1], config.beam_width)
     codes = search.no_codes()
     search.improve(codes, codebooks, scale, fresh=True)
     # One exact move for each group leaves nothing to improve.
@@ -224,7 +249,7 @@ class AdditiveQuantizer(Quantizer):
         """
         self._require_fitted()
         codebooks, parts, choose = self.codebooks.astype(np.float32), [], None
-        for problem in Problem.parts(x, metric, self._group_size, self.gain):
+        for problem in self._parts(x, metric):
             choose = choose or self._chooser(problem, codebooks)
             parts.append(self._pack(problem, *choose(problem), np.shape(x)[1]))
         return Codes.concatenate(parts)
@@ -249,7 +274,9 @@ class AdditiveQuantizer(Quantizer):
         """Return codebooks as they are stored, and codes and scales chosen for exactly these."""
         config = self.config
         if self._is_of_vectors(problem):
-            codebooks, codes = learn(problem, config.num_codebooks, config.num_entries, config.rounds, rng, progress)
+            codebooks, codes = vectors.learn(
+                problem, config.num_codebooks, config.num_entries, config.rounds, rng, progress
+            )
             stored = to_float16(codebooks)
             tables = TableSearch(stored.astype(np.float32))
             codes = tables.choose(problem.x, config.beam_width, self._steps(), codes)
@@ -257,19 +284,11 @@ class AdditiveQuantizer(Quantizer):
             return stored, codes[:, None], scale
         codebooks = start_codebooks(problem, scale, config.num_codebooks, config.num_entries, rng)
         search = Search(problem, config.num_codebooks, config.num_entries, config.beam_width)
-        codes = search.no_codes()
-        for done in range(config.rounds):
-            search.improve(
-                codes, codebooks, scale, fresh=done == 0 or (search.feeds_back and done < config.rounds // 2)
-            )
-            codebooks = refit(problem, codes, codebooks, search.spread(scale), CONJUGATE_STEPS)
-            scale = refit_scale(problem, codes, codebooks, scale, config.scale)
-            progress(done + 1, config.rounds + 1)
-        stored = to_float16(codebooks)
-        scale = stored_scale(scale)
-        search.improve(codes, stored.astype(np.float32), scale)
-        progress(config.rounds + 1, config.rounds + 1)
-        return stored, codes, scale
+        return learn(search, codebooks, scale, config, progress)
+
+    def _parts(self, x: ArrayLike, metric: Metric | None) -> Iterator[Problem]:
+        """Yield the problems of an encode, of some rows each."""
+        return Problem.parts(x, metric, self._group_size, self.gain)
 
     def _chooser(self, problem: Problem, codebooks: Floats) -> Chooser:
         """Return what chooses codes, and scales as they are stored, for problems like this one, whatever their rows."""
@@ -305,10 +324,13 @@ class AdditiveQuantizer(Quantizer):
         return Codes.pack(problem.restore(codes), codebook_bits=self.config.codebook_bits, d=d, scales=scales)
 
     def _decode(self, codes_nGM: Words, codes: Codes) -> Floats:  # noqa: N803
-        n, groups, num_codebooks = codes_nGM.shape
+        return self._rebuild(codes_nGM, self.codebooks[: codes_nGM.shape[2]].astype(np.float32), codes)
+
+    def _rebuild(self, codes_nGM: Words, codebooks: Floats, codes: Codes) -> Floats:  # noqa: N803
+        """Return what unpacked codes and given codebooks decode to, with the scales and the width of `codes`."""
+        n, groups, _ = codes_nGM.shape
         scale = np.ones((n, 1), np.float32) if codes.scales is None else codes.scales.astype(np.float32)
         scale = scale * np.float32(self.gain)
-        codebooks = self.codebooks[:num_codebooks].astype(np.float32)
         x_hat = cpu.decode(np.ascontiguousarray(codes_nGM), codebooks, np.broadcast_to(scale, (n, groups)))
         return np.ascontiguousarray(x_hat[:, : codes.shape[1]])
 

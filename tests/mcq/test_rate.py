@@ -313,7 +313,8 @@ def test_prefixes_that_do_not_exist_are_refused(num_codebooks):
 
 def test_guide_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    names = {}
     for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL):
-        exec(block, {})
+        exec(block, names)
     assert "predicted gain" in capsys.readouterr().out
     assert len(list(tmp_path.iterdir())) == 6
