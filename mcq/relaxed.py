@@ -27,6 +27,7 @@ from mcq.metric import Identity, Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, ignore_progress, require_array
 from mcq.scales import Scale, start_scale
+from mcq.storage import CodebookDtype, stored_codebooks
 from mcq.validate import as_real_matrix, in_range
 from mcq_ext import cpu
 
@@ -73,7 +74,7 @@ class RelaxedQuantizer(AdditiveQuantizer):
 
     Parameters
     ----------
-    num_codebooks, codebook_bits, group_size, rounds, beam_width, search_steps
+    num_codebooks, codebook_bits, group_size, rounds, beam_width, search_steps, codebook_dtype
         As in `AdditiveQuantizer`; at most 15 bits.
     scale : "none" or "row"
     extents : sequence of M floats, optional
@@ -121,9 +122,12 @@ class RelaxedQuantizer(AdditiveQuantizer):
         rounds: int = 8,
         beam_width: int = 16,
         search_steps: int = 3,
+        codebook_dtype: CodebookDtype = "float16",
         extents: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps)
+        super().__init__(
+            num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps, codebook_dtype
+        )
         shares = (1.0,) * self.config.num_codebooks if extents is None else tuple(extents)
         self.config = RelaxedConfig(**dataclasses.asdict(self.config), extents=shares)
 
@@ -151,7 +155,7 @@ class RelaxedQuantizer(AdditiveQuantizer):
         scale = start_scale(problem, self.config.scale)
         codebooks, codes, scale = self._learn(problem, scale, rng, progress or ignore_progress)
         gain = np.array([problem.gain], np.float32)
-        self.arrays = {"codebooks": codebooks, "gain": gain, "column_depths": depths}
+        self.arrays = stored_codebooks(codebooks, self.config.codebook_dtype) | {"gain": gain, "column_depths": depths}
         return self._pack(problem, codes, scale, d)
 
     def _depths(self, problem: Problem, d: int, rng: np.random.Generator) -> NDArray[np.uint8]:

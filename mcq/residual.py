@@ -18,6 +18,7 @@ from mcq.metric import Identity
 from mcq.problem import Problem
 from mcq.quantizer import Progress
 from mcq.scales import Scale, start_scale
+from mcq.storage import CodebookDtype, stored_codebooks
 from mcq.validate import in_range
 from mcq_ext import cpu
 
@@ -51,6 +52,8 @@ class ResidualQuantizer(AdditiveQuantizer):
         Partial codes that the beam keeps, 1 to 256.
     search_steps : int
         Sweeps over the groups of a row, for each codebook, where there is no beam.
+    codebook_dtype : "float16" or "int8"
+        As in `AdditiveQuantizer`.
 
     Raises
     ------
@@ -84,8 +87,11 @@ class ResidualQuantizer(AdditiveQuantizer):
         rounds: int = 8,
         beam_width: int = 8,
         search_steps: int = 3,
+        codebook_dtype: CodebookDtype = "float16",
     ) -> None:
-        super().__init__(num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps)
+        super().__init__(
+            num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps, codebook_dtype
+        )
         self.config = ResidualConfig(**dataclasses.asdict(self.config))
 
     def decode(self, codes: Codes, num_codebooks: int | None = None) -> Floats:
@@ -118,14 +124,21 @@ class ResidualQuantizer(AdditiveQuantizer):
         """
         first = in_range(num_codebooks, 1, self.config.num_codebooks, "num_codebooks")
         config = replace(self.config, num_codebooks=first)
-        arrays = self.arrays | {"codebooks": self.codebooks[:first]}
+        arrays = self.arrays | stored_codebooks(self.codebooks[:first], config.codebook_dtype)
         return ResidualQuantizer._from_container(dataclasses.asdict(config), arrays)
 
     def _learn(
         self, problem: Problem, scale: Floats, rng: np.random.Generator, progress: Progress
     ) -> tuple[NDArray[np.float16], Words, Floats]:
         config = self.config
-        stage = AdditiveQuantizer(1, config.codebook_bits, config.group_size, config.scale, config.rounds)
+        stage = AdditiveQuantizer(
+            num_codebooks=1,
+            codebook_bits=config.codebook_bits,
+            group_size=config.group_size,
+            scale=config.scale,
+            rounds=config.rounds,
+            codebook_dtype=config.codebook_dtype,
+        )
         rest, stored = problem, []
         for m in range(config.num_codebooks):
             codebook, codes, scale = stage._learn(

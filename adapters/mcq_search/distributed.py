@@ -31,7 +31,7 @@ from mcq.codebooks import MAX_NORMAL_ROWS, SAMPLES_PER_ENTRY
 from mcq.errors import ConfigError, InputError
 from mcq.normal import NormalEquations
 from mcq.quantizer import Progress, Quantizer, ignore_progress
-from mcq.scales import to_float16
+from mcq.storage import stored_codebooks
 from mcq.validate import as_matrix, in_range
 from mcq_ext import cpu
 
@@ -286,7 +286,8 @@ def _refitted(model: Q, equations: Sequence[NormalEquations]) -> Q:
     solve = NormalEquations.solve_in_turn if in_turn else NormalEquations.solve
     codebooks = np.stack([solve(own, old) for own, old in zip(equations, _codebooks(model), strict=True)])
     refitted = copy.copy(model)
-    refitted.arrays = model.arrays | {"codebooks": to_float16(codebooks).reshape(model.arrays["codebooks"].shape)}
+    shaped = codebooks.reshape(model.arrays["codebooks"].shape)
+    refitted.arrays = model.arrays | stored_codebooks(shaped, getattr(config, "codebook_dtype", "float16"))
     return refitted
 
 
