@@ -18,6 +18,7 @@ from mcq.codes import Bits, Codes
 from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFittedError
 from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
+from mcq.outliers import OutlierQuantizer
 from mcq.product import ProductQuantizer
 from mcq.quantizer import Quantizer
 from mcq.rate import Allocation, Unit, allocate, residual_curve
@@ -44,6 +45,7 @@ __all__ = [
     "McqError",
     "Metric",
     "NotFittedError",
+    "OutlierQuantizer",
     "ProductQuantizer",
     "Quantizer",
     "RelaxedQuantizer",

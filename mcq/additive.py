@@ -16,7 +16,7 @@ from mcq.encoders.tables import Step, TableSearch, plan, tables_fit
 from mcq.errors import InputError
 from mcq.metric import Identity, Metric
 from mcq.problem import Problem
-from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
+from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array, require_no_outliers
 from mcq.scales import Scale, refit_scale, start_scale, stored_scale
 from mcq.storage import CODEBOOK_DTYPES, CodebookDtype, as_stored, restored_codebooks, stored_codebooks
 from mcq.validate import in_range, one_of
@@ -348,6 +348,7 @@ class AdditiveQuantizer(Quantizer):
         want = (config.num_codebooks, config.codebook_bits, -(-d // self._group_size), columns)
         found_columns = 0 if codes.scales is None else codes.scales.shape[1]
         found = (codes.num_codebooks, codes.codebook_bits, codes.num_groups, found_columns)
+        require_no_outliers(codes)
         if want != found:
             raise InputError(
                 "the codes must come from a quantizer with the same options: (codebooks, bits, groups, scale columns) "

@@ -113,3 +113,9 @@ def require_array(arrays: Mapping[str, NDArray[Any]], name: str, dtype: type, sh
         raise InputError(f"array {name!r} must be {np.dtype(dtype)} of shape {shape}, got {found}")
     if any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
         raise InputError(f"array {name!r} must have shape {shape}, got {array.shape}")
+
+
+def require_no_outliers(codes: Codes) -> None:
+    """Raise `InputError` if codes come from an `OutlierQuantizer`, which alone knows how to add its outliers."""
+    if codes.outliers is not None:
+        raise InputError("the codes must come from a quantizer with the same options, but have outliers as well")

@@ -25,7 +25,7 @@ from mcq.encoders.local_search import Search, Visit, sweep, sweep_range
 from mcq.errors import ConfigError, InputError
 from mcq.metric import Identity, Metric
 from mcq.problem import Problem
-from mcq.quantizer import Progress, ignore_progress, require_array
+from mcq.quantizer import Progress, ignore_progress, require_array, require_no_outliers
 from mcq.scales import Scale, start_scale
 from mcq.storage import CodebookDtype, stored_codebooks
 from mcq.validate import as_real_matrix, in_range
@@ -230,6 +230,7 @@ class RelaxedQuantizer(AdditiveQuantizer):
     def _check_codes(self, codes: Codes) -> None:
         want = (sum(self._counts), 1, self.config.codebook_bits, len(self.column_depths), self.config.scale == "row")
         found = (codes.num_groups, codes.num_codebooks, codes.codebook_bits, codes.shape[1], codes.scales is not None)
+        require_no_outliers(codes)
         if want != found:
             raise InputError(
                 "the codes must come from a quantizer with the same options: (codes of a row, codebooks of a code, "
