@@ -18,7 +18,7 @@ from mcq.metric import Identity, Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array, require_no_outliers
 from mcq.scales import Scale, refit_scale, start_scale, stored_scale
-from mcq.storage import CODEBOOK_DTYPES, CodebookDtype, as_stored, restored_codebooks, stored_codebooks
+from mcq.storage import CODEBOOK_DTYPES, CodebookDtype, as_stored, stored_codebooks
 from mcq.validate import in_range, one_of
 from mcq_ext import cpu
 
@@ -194,18 +194,6 @@ class AdditiveQuantizer(Quantizer):
     ) -> None:
         options = (num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps, codebook_dtype)
         super().__init__(AdditiveConfig(*options))
-
-    @property
-    def codebooks(self) -> NDArray[np.float16]:
-        """Entries (M, K, g), in units of `gain`."""
-        self._require_fitted()
-        return restored_codebooks(self.arrays)
-
-    @property
-    def gain(self) -> float:
-        """The power of two by which everything decoded is multiplied."""
-        self._require_fitted()
-        return float(self.arrays["gain"][0])
 
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None

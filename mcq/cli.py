@@ -24,11 +24,22 @@ import mcq
 import mcq_ext
 from mcq import io, report
 from mcq.arrays import read_array, write_array
-from mcq.errors import InputError, McqError
+from mcq.errors import ConfigError, InputError, McqError
 from mcq.metric import Metric
 from mcq.quantizer import Quantizer
 
-QUANTIZERS: dict[str, Any] = {"additive": mcq.AdditiveQuantizer, "residual": mcq.ResidualQuantizer}
+QUANTIZERS: dict[str, Any] = {
+    "additive": mcq.AdditiveQuantizer,
+    "residual": mcq.ResidualQuantizer,
+    "product": mcq.ProductQuantizer,
+}
+#: What `mcq fit` takes for a kind of quantizer where nothing is said; what is not here is no option of it.
+WHOLE = {"num_codebooks": 2, "group_size": 8, "scale": "row"}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "additive": WHOLE,
+    "residual": WHOLE,
+    "product": {"num_codebooks": 1, "num_splits": 8, "rotation": "none"},
+}
 
 app = typer.Typer(
     name="mcq",
@@ -70,11 +81,19 @@ def main() -> None:
 def fit(
     matrix: Matrix,
     output: Output,
-    quantizer: Annotated[Literal["additive", "residual"], typer.Option(help="Kind of quantizer.")] = "additive",
-    codebooks: Annotated[int, typer.Option(help="Number of codebooks, 1 to 16.")] = 2,
+    quantizer: Annotated[Literal["additive", "residual", "product"], typer.Option(help="Kind.")] = "additive",
+    codebooks: Annotated[int | None, typer.Option(help="Codebooks, 1 to 64; default: 2, of product: 1.")] = None,
     codebook_bits: Annotated[int, typer.Option(help="Bits of a code, 1 to 16.")] = 8,
-    group_size: Annotated[int, typer.Option(help="Entries coded together.")] = 8,
-    scale: Annotated[Literal["none", "row", "group"], typer.Option(help="What has a scale of its own.")] = "row",
+    group_size: Annotated[int | None, typer.Option(help="Entries coded together, not of product; default: 8.")] = None,
+    scale: Annotated[
+        Literal["none", "row", "group"] | None,
+        typer.Option(help="What has a scale of its own, not of product; default: row."),
+    ] = None,
+    splits: Annotated[int | None, typer.Option(help="Slices of a row, of product only; default: 8.")] = None,
+    rotation: Annotated[
+        Literal["none", "random", "learned"] | None,
+        typer.Option(help="Before rows are cut, of product only; default: none."),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Alternations of codes and codebooks; more lower the error.")] = 8,
     gram: GramFile = None,
     codes: Annotated[
@@ -86,9 +105,9 @@ def fit(
 ) -> None:
     """Learn codebooks from a matrix."""
     _use_threads(threads)
-    fitted = QUANTIZERS[quantizer](
-        num_codebooks=codebooks, codebook_bits=codebook_bits, group_size=group_size, scale=scale, rounds=rounds
-    )
+    own = {"num_codebooks": codebooks, "group_size": group_size, "scale": scale}
+    options = _options(quantizer, own | {"num_splits": splits, "rotation": rotation})
+    fitted = QUANTIZERS[quantizer](codebook_bits=codebook_bits, rounds=rounds, **options)
     x, metric = read_array(matrix), _metric(gram)
     with _progress("fit") as progress:
         encoded = fitted.fit_encode(x, metric=metric, seed=seed, progress=progress)
@@ -140,6 +159,16 @@ def inspect(file: Annotated[Path, typer.Argument(help="Quantizer or codes.")]) -
         print(f"payload: {codes.bits().payload:.3f} bits per entry")
         print(f"with row padding and scales: {codes.bits().all_in:.3f} bits per entry")
         print(f"\n{report.usage(codes)}")
+
+
+def _options(quantizer: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of one kind of quantizer; refuse those of others."""
+    said = {name: value for name, value in given.items() if value is not None}
+    for name in said:
+        if name not in DEFAULTS[quantizer]:
+            flag = name.removeprefix("num_").replace("_", "-")
+            raise ConfigError(f"--{flag} is no option of {quantizer} quantizers; leave it out")
+    return DEFAULTS[quantizer] | said
 
 
 def _use_threads(threads: int | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from mcq.kmeans import KMEANS_ITERATIONS, residual_kmeans
 from mcq.metric import Identity, Metric
 from mcq.normal import RIDGE, NormalEquations
 from mcq.problem import Problem
@@ -15,9 +16,6 @@ from mcq_ext import cpu
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 
-#: Points per entry that k-means looks at; more hardly move the centres.
-SAMPLES_PER_ENTRY = 256
-KMEANS_ITERATIONS = 10
 #: Normal matrices with more rows than this are not formed: conjugate gradients take over.
 MAX_NORMAL_ROWS = 4096
 #: Conjugate gradients stop when a step would lower the distortion by less than about this fraction. Beyond lies
@@ -28,56 +26,6 @@ ENOUGH = 1e-9
 MAX_BLOCK_FLOATS = 1 << 24
 #: Floats of per-group counts that are held at once.
 COUNT_FLOATS = 1 << 24
-
-
-def nearest(x: Floats, centres: Floats) -> Words:
-    """Return for each point (n, g) the nearest of the centres (K, g), the first one on a tie."""
-    return cpu.assign(x, centres, np.einsum("kg,kg->k", centres, centres))[0]
-
-
-def kmeans(x: Floats, weight: Floats, num_entries: int, iterations: int, rng: np.random.Generator) -> Floats:
-    """Return centres (K, g) that lower the sum over points of weight * |x - centre|^2 (Lloyd).
-
-    Parameters
-    ----------
-    x : array of shape (n, g)
-    weight : array of shape (n,)
-    num_entries : int
-        K; may exceed n.
-    iterations : int
-    rng : Generator
-
-    Notes
-    -----
-    Costs O(n K g) an iteration. Seeds are points drawn at random; a centre that loses all its points moves to a
-    random one.
-    """
-    if len(x) > SAMPLES_PER_ENTRY * num_entries:
-        sample = rng.choice(len(x), SAMPLES_PER_ENTRY * num_entries, replace=False)
-        x, weight = x[sample], weight[sample]
-    centres = x[rng.permutation(np.resize(rng.permutation(len(x)), max(num_entries, len(x))))[:num_entries]].copy()
-    ones = np.ones((len(x), 1), np.float32)
-    weighted = x * weight[:, None]
-    for _ in range(iterations):
-        codes = nearest(x, centres)
-        sums = cpu.scatter_add(codes.reshape(-1, 1, 1), weighted, ones, num_entries)[0]
-        total = np.bincount(codes, weights=weight, minlength=num_entries)
-        live = total > 0
-        centres[live] = sums[live] / total[live, None]
-        centres[~live] = x[rng.integers(len(x), size=int((~live).sum()))]
-    return centres
-
-
-def residual_kmeans(
-    x: Floats, weight: Floats, num_codebooks: int, num_entries: int, iterations: int, rng: np.random.Generator
-) -> Floats:
-    """Return codebooks (M, K, g), each the k-means centres of what those before it leave of the points (n, g)."""
-    residual, codebooks = x.copy(), []
-    for _ in range(num_codebooks):
-        centres = kmeans(residual, weight, num_entries, iterations, rng)
-        residual -= centres[nearest(residual, centres)]
-        codebooks.append(centres)
-    return np.stack(codebooks)
 
 
 def start_codebooks(

@@ -63,8 +63,6 @@ class OutlierQuantizer(Quantizer):
     Attributes
     ----------
     inner : Quantizer
-    gain : float
-        A power of two in units of which the outliers are stored.
 
     Raises
     ------
@@ -100,12 +98,6 @@ class OutlierQuantizer(Quantizer):
         super().__init__(OutlierConfig(inner.kind, dataclasses.asdict(inner.config), fraction))
         self.inner = inner
 
-    @property
-    def gain(self) -> float:
-        """The power of two in units of which the outliers are stored."""
-        self._require_fitted()
-        return float(self.arrays["outlier_gain"][0])
-
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None
     ) -> Codes:
@@ -135,7 +127,7 @@ class OutlierQuantizer(Quantizer):
         """
         self._require_fitted()
         matrix = as_matrix(x)
-        packed, without = self._apart(matrix, metric, self.gain)
+        packed, without = self._apart(matrix, metric, float(self.arrays["outlier_gain"][0]))
         return dataclasses.replace(self.inner.encode(without, metric), outliers=packed)
 
     def decode(self, codes: Codes) -> Floats:
@@ -161,7 +153,7 @@ class OutlierQuantizer(Quantizer):
         x_hat = self.inner.decode(dataclasses.replace(codes, outliers=None))
         values = np.ascontiguousarray(codes.outliers[:, : 2 * count]).view("<f2").astype(np.float32)
         places = unpack_places(codes.outliers[:, 2 * count :], count, d)
-        x_hat[np.arange(n)[:, None], places] += values * np.float32(self.gain)
+        x_hat[np.arange(n)[:, None], places] += values * self.arrays["outlier_gain"]
         return x_hat
 
     def _apart(self, x: Floats, metric: Metric | None, gain: float) -> tuple[Bytes, Floats]:

@@ -12,7 +12,7 @@ from mcq import io
 from mcq.additive import MAX_BEAM_WIDTH, MAX_CODEBOOKS, AdditiveQuantizer
 from mcq.codes import Codes
 from mcq.errors import InputError
-from mcq.metric import Identity, Metric
+from mcq.metric import Diagonal, Identity, Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array, require_no_outliers
 from mcq.residual import ResidualQuantizer
@@ -58,8 +58,9 @@ class ProductConfig:
 class ProductQuantizer(Quantizer):
     """Slices of a row, each a sum of M entries of the slice's own codebooks.
 
-    Minimises sum over rows of |x - x^|^2, x^ = [y_1 ... y_S] R^T with y_s = sum_m C_sm[a_sm], R a rotation. With one
-    codebook this is product quantization, with more its product with residual or additive quantization.
+    Minimises sum over rows of (x - x^)^T H (x - x^), x^ = [y_1 ... y_S] R^T with y_s = sum_m C_sm[a_sm], R a rotation
+    and H the identity or, without a rotation, diagonal: other metrics couple the slices, which are coded apart. With
+    one codebook this is product quantization, with more its product with residual or additive quantization.
 
     Parameters
     ----------
@@ -90,7 +91,7 @@ class ProductQuantizer(Quantizer):
     ConfigError
         If an option is out of range.
     InputError
-        If the metric of a fit or an encode is not the identity.
+        If the metric of a fit or an encode couples the slices.
 
     References
     ----------
@@ -124,18 +125,6 @@ class ProductQuantizer(Quantizer):
         super().__init__(ProductConfig(*options))
 
     @property
-    def codebooks(self) -> NDArray[np.float16]:
-        """Entries (S, M, K, ceil(d / S)), in units of `gain`."""
-        self._require_fitted()
-        return self.arrays["codebooks"]
-
-    @property
-    def gain(self) -> float:
-        """The power of two by which everything decoded is multiplied."""
-        self._require_fitted()
-        return float(self.arrays["gain"][0])
-
-    @property
     def rotation(self) -> Floats | None:
         """The matrix (d, d) that rows are multiplied by before they are cut, or None."""
         self._require_fitted()
@@ -149,7 +138,7 @@ class ProductQuantizer(Quantizer):
         Parameters
         ----------
         x : array-like of shape (n, d)
-        metric : Identity, optional
+        metric : Identity or, without a rotation, Diagonal, optional
         seed : int
         progress : callable, optional
             Called as ``progress(done, total)`` after each slice.
@@ -157,9 +146,9 @@ class ProductQuantizer(Quantizer):
         Raises
         ------
         InputError
-            If `x` is not a finite real matrix, or the metric is not the identity.
+            If `x` is not a finite real matrix, or the metric couples the slices or weighs another number of columns.
         """
-        _require_identity(metric)
+        self._require_uncoupled(metric)
         problem = Problem.arrange(x, metric, None)
         rng = np.random.default_rng(in_range(seed, 0, None, "seed"))
         rows = problem.x
@@ -170,9 +159,10 @@ class ProductQuantizer(Quantizer):
             arrays["rotation"] = make(rows, config.num_splits, 1 << config.codebook_bits, rng)
             rows = cpu.matmul(rows, arrays["rotation"])
         codes, codebooks = [], []
-        for done, part in enumerate(slices(rows, config.num_splits)):
+        parts = zip(slices(rows, config.num_splits), slice_metrics(problem, config.num_splits), strict=True)
+        for done, (part, own) in enumerate(parts):
             inner = self._inner()
-            codes.append(inner.fit_encode(part, seed=int(rng.integers(1 << 32))).unpack())
+            codes.append(inner.fit_encode(part, own, seed=int(rng.integers(1 << 32))).unpack())
             codebooks.append(inner.codebooks.astype(np.float32) * np.float32(inner.gain))
             report(done + 1, config.num_splits)
         arrays["codebooks"] = to_float16(np.stack(codebooks))
@@ -187,20 +177,22 @@ class ProductQuantizer(Quantizer):
         NotFittedError
             If there are no codebooks yet.
         InputError
-            If `x` is not a finite real matrix whose rows are cut into slices as those of the fit, or the metric is not
-            the identity.
+            If `x` is not a finite real matrix whose rows are cut into slices as those of the fit, or the metric couples
+            the slices or weighs another number of columns.
         """
         self._require_fitted()
-        _require_identity(metric)
+        self._require_uncoupled(metric)
         parts = []
         for problem in Problem.parts(x, metric, None, self.gain):
             self._check_width(problem.x.shape[1])
             rows = problem.x if self.rotation is None else cpu.matmul(problem.x, self.rotation)
-            codes = []
-            for part, codebooks in zip(slices(rows, self.config.num_splits), self.codebooks, strict=True):
+            codes, splits = [], self.config.num_splits
+            for part, own, codebooks in zip(
+                slices(rows, splits), slice_metrics(problem, splits), self.codebooks, strict=True
+            ):
                 inner = self._inner()
                 inner.arrays = {"codebooks": codebooks, "gain": np.ones(1, np.float32)}
-                codes.append(inner.encode(part).unpack())
+                codes.append(inner.encode(part, own).unpack())
             parts.append(self._pack(np.concatenate(codes, axis=1), problem.x.shape[1]))
         return Codes.concatenate(parts)
 
@@ -234,6 +226,21 @@ class ProductQuantizer(Quantizer):
         if self.rotation is not None:
             rows = cpu.matmul(rows, np.ascontiguousarray(self.rotation.T))
         return rows * np.float32(self.gain)
+
+    def _require_uncoupled(self, metric: Metric | None) -> None:
+        if metric is None or isinstance(metric, Identity):
+            return
+        name, rotation = type(metric).__name__, self.config.rotation
+        if metric.couples:
+            raise InputError(
+                f"a product quantizer codes its slices apart, but {name} couples them; pass Identity or Diagonal, or "
+                "use AdditiveQuantizer, which takes any metric"
+            )
+        if rotation != "none":
+            raise InputError(
+                f'{name} couples the slices after a rotation, got rotation="{rotation}"; take rotation="none", or use '
+                "AdditiveQuantizer"
+            )
 
     def _inner(self) -> AdditiveQuantizer:
         """Return a quantizer for one slice."""
@@ -279,9 +286,12 @@ def slices(x: Floats, num_splits: int) -> list[Floats]:
     return [np.ascontiguousarray(padded[:, s * width : (s + 1) * width]) for s in range(num_splits)]
 
 
-def _require_identity(metric: Metric | None) -> None:
-    if not isinstance(metric, (Identity, type(None))):
-        raise InputError(
-            f"a product quantizer takes no metric but the identity, got {type(metric).__name__}; "
-            "use AdditiveQuantizer, which takes any"
-        )
+def slice_metrics(problem: Problem, num_splits: int) -> list[Metric]:
+    """Return what the metric of a problem, identity or diagonal, is for each slice.
+
+    A slice without weight takes the identity: any codes are right.
+    """
+    if isinstance(problem.metric, Identity):
+        return [problem.metric] * num_splits
+    parts = slices(problem.metric.diagonal(problem.x.shape[1])[None], num_splits)
+    return [Diagonal(weights[0]) if weights.any() else Identity() for weights in parts]

@@ -15,6 +15,7 @@ from mcq import io
 from mcq.codes import Bits, Codes
 from mcq.errors import InputError, NotFittedError
 from mcq.metric import Metric
+from mcq.storage import restored_codebooks
 from mcq.validate import config_from_dict
 
 Floats = NDArray[np.float32]
@@ -38,6 +39,18 @@ class Quantizer(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
         self.arrays: dict[str, NDArray[Any]] = {}
+
+    @property
+    def codebooks(self) -> NDArray[np.float16]:
+        """Entries (M, K, g), or those of each slice, in units of `gain`."""
+        self._require_fitted()
+        return restored_codebooks(self.arrays)
+
+    @property
+    def gain(self) -> float:
+        """The power of two by which everything decoded is multiplied."""
+        self._require_fitted()
+        return float(self.arrays["gain"][0])
 
     @abstractmethod
     def fit_encode(

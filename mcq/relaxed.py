@@ -19,10 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from mcq import io
 from mcq.additive import AdditiveConfig, AdditiveQuantizer, Chooser, choose_codes, learn
-from mcq.codebooks import KMEANS_ITERATIONS, kmeans, nearest, refit, scaled_groups
+from mcq.codebooks import refit, scaled_groups
 from mcq.codes import Codes
 from mcq.encoders.local_search import Search, Visit, sweep, sweep_range
 from mcq.errors import ConfigError, InputError
+from mcq.kmeans import KMEANS_ITERATIONS, kmeans, nearest
 from mcq.metric import Identity, Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, ignore_progress, require_array, require_no_outliers

@@ -14,11 +14,12 @@ from mcq.codes import Codes
 from mcq.encoders.beam import beam_search
 from mcq.encoders.tables import TableSearch
 from mcq.energy import Energy
+from mcq.kmeans import beam_kmeans
 from mcq.metric import Identity
 from mcq.problem import Problem
 from mcq.quantizer import Progress
 from mcq.scales import Scale, start_scale
-from mcq.storage import CodebookDtype, stored_codebooks
+from mcq.storage import CodebookDtype, as_stored, stored_codebooks
 from mcq.validate import in_range
 from mcq_ext import cpu
 
@@ -47,9 +48,10 @@ class ResidualQuantizer(AdditiveQuantizer):
     Parameters
     ----------
     num_codebooks, codebook_bits, group_size, scale, rounds
-        As in `AdditiveQuantizer`; `rounds` counts for each codebook.
+        As in `AdditiveQuantizer`; `rounds` counts for each codebook. With a beam under the identity and without scales
+        a round is an iteration of k-means in each of ten steps, from few principal coordinates to all.
     beam_width : int
-        Partial codes that the beam keeps, 1 to 256.
+        Partial codes that the beam keeps, 1 to 256; codebooks are fitted to what all of them leave.
     search_steps : int
         Sweeps over the groups of a row, for each codebook, where there is no beam.
     codebook_dtype : "float16" or "int8"
@@ -131,6 +133,9 @@ class ResidualQuantizer(AdditiveQuantizer):
         self, problem: Problem, scale: Floats, rng: np.random.Generator, progress: Progress
     ) -> tuple[NDArray[np.float16], Words, Floats]:
         config = self.config
+        if self._beams(problem) and isinstance(problem.metric, Identity) and config.scale == "none":
+            codebooks = as_stored(self._beam_codebooks(problem, rng, progress), config.codebook_dtype)
+            return codebooks, *self._chooser(problem, codebooks.astype(np.float32))(problem)
         stage = AdditiveQuantizer(
             num_codebooks=1,
             codebook_bits=config.codebook_bits,
@@ -154,9 +159,19 @@ class ResidualQuantizer(AdditiveQuantizer):
         codebooks = np.stack(stored)
         return codebooks, *self._chooser(problem, codebooks.astype(np.float32))(problem)
 
+    def _beam_codebooks(self, problem: Problem, rng: np.random.Generator, progress: Progress) -> Floats:
+        config, points = self.config, problem.x.reshape(-1, problem.group_size)
+        sizes = config.num_codebooks, config.num_entries, config.beam_width
+        return beam_kmeans(points, *sizes, config.rounds, rng, progress)
+
+    def _beams(self, problem: Problem) -> bool:
+        """Return whether codes are found by a beam: nothing couples the groups, and its tables fit."""
+        config = self.config
+        fits = config.num_codebooks * (config.num_codebooks - 1) * 2 * config.num_entries**2 <= MAX_TABLE_BYTES
+        return not problem.metric.couples and config.num_codebooks > 1 and fits
+
     def _chooser(self, problem: Problem, codebooks: Floats) -> Chooser:
-        is_beam = not problem.metric.couples and len(codebooks) > 1 and _tables_fit(*codebooks.shape[:2])
-        if not is_beam:
+        if not self._beams(problem):
             return lambda part: self._in_turn(part, codebooks)
         tables = TableSearch(codebooks, moves=False) if isinstance(problem.metric, Identity) else None
         return lambda part: self._by_beam(part, codebooks, tables)
@@ -188,10 +203,6 @@ class ResidualQuantizer(AdditiveQuantizer):
             h = problem.metric.block(slice(j * g, (j + 1) * g))
             codes[:, j] = beam_search(Energy(codebooks, h), cpu.matmul(targets[:, j], h), config.beam_width)
         return codes, scale
-
-
-def _tables_fit(num_codebooks: int, num_entries: int) -> bool:
-    return num_codebooks * (num_codebooks - 1) // 2 * 4 * num_entries**2 <= MAX_TABLE_BYTES
 
 
 def _stage_progress(progress: Progress, stage: int, num_stages: int) -> Progress:

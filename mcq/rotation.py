@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mcq.codebooks import KMEANS_ITERATIONS, SAMPLES_PER_ENTRY, kmeans, nearest
+from mcq.kmeans import KMEANS_ITERATIONS, kmeans, nearest, sampled
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
@@ -38,8 +38,7 @@ def learned_rotation(x: Floats, num_splits: int, num_entries: int, rng: np.rando
     -----
     Costs O(n d (K + d)) an alternation.
     """
-    if len(x) > SAMPLES_PER_ENTRY * num_entries:
-        x = x[rng.choice(len(x), SAMPLES_PER_ENTRY * num_entries, replace=False)]
+    x = sampled(x, num_entries, rng)
     starts = [np.eye(x.shape[1], dtype=np.float32), _balanced_axes(x, num_splits)]
     found = [_alternate(x, start, num_splits, num_entries, rng) for start in starts]
     return min(found, key=lambda pair: pair[0])[1]

@@ -17,8 +17,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mcq.codebooks import KMEANS_ITERATIONS, kmeans, refit, residual_kmeans
+from mcq.codebooks import refit
 from mcq.encoders.tables import TableSearch, plan
+from mcq.kmeans import KMEANS_ITERATIONS, beam_kmeans, kmeans
 from mcq.problem import Problem
 from mcq.quantizer import Progress
 from mcq_ext import cpu
@@ -40,10 +41,11 @@ NOISE = 0.6
 QUIET_ROUNDS = 4
 SHRINKING_ROUNDS = 6
 #: Strength of the shrinkage; 1 would be right if codes were given and not chosen.
-SHRINKAGE = 1.5
+SHRINKAGE = 4
 #: Steps of conjugate gradients in a refit that shrinks.
 SHRINKING_STEPS = 12
-#: Of the beam that codes a start.
+#: Of the beams that a residual start is fitted to, and that code rows.
+START_BEAM_WIDTH = 5
 BEAM_WIDTH = 16
 #: Least variance that a shrinkage refers to, as a fraction of the mean one.
 LEAST_SPREAD = 1e-6
@@ -69,7 +71,7 @@ def learn(
     """
     mean = problem.x.mean(0)  # noise and shrinkage refer to what varies
     problem = replace(problem, x=problem.x - mean)
-    codebooks, codes = _best_start(problem, num_codebooks, num_entries, rng)
+    start, codebooks, codes = _best_start(problem, num_codebooks, num_entries, rng)
     noisy = rounds - min(QUIET_ROUNDS, rounds // 2)
     shrinking = rounds - min(SHRINKING_ROUNDS, rounds // 2)
     for i in range(rounds):
@@ -79,7 +81,11 @@ def learn(
         heat = NOISE * np.sqrt(max(0.0, 1 - (i + 1) / noisy) / num_codebooks)
         size = np.float32(heat) * np.sqrt(np.square(_residual(problem.x, codes, codebooks)).mean(0))
         noise = rng.standard_normal(codebooks.shape, np.float32) * size
-        TableSearch(codebooks + noise).improve(problem.x, codes, plan(num_codebooks, num_entries, 1, rng))
+        tables, steps = TableSearch(codebooks + noise), plan(num_codebooks, num_entries, 1, rng)
+        if start is residual_start:  # a beam takes codebooks in turn: it finds better codes where each refines the last
+            codes = tables.choose(problem.x, BEAM_WIDTH, steps, codes)
+        else:
+            tables.improve(problem.x, codes, steps)
         done(i + 1, rounds + 1)
     codebooks = shrunk(problem.x, codes, _refit(problem, codes, codebooks))
     codebooks[0] += mean
@@ -98,8 +104,8 @@ def product_start(x: Floats, num_codebooks: int, num_entries: int, rng: np.rando
 
 
 def residual_start(x: Floats, num_codebooks: int, num_entries: int, rng: np.random.Generator) -> Floats:
-    """Return codebooks (M, K, d), each the k-means centres of what those before it leave."""
-    return residual_kmeans(x, np.ones(len(x), np.float32), num_codebooks, num_entries, KMEANS_ITERATIONS, rng)
+    """Return codebooks (M, K, d), each the k-means centres of what a beam of those before it leaves."""
+    return beam_kmeans(x, num_codebooks, num_entries, START_BEAM_WIDTH, KMEANS_ITERATIONS, rng)
 
 
 def shrunk(x: Floats, codes: Words, codebooks: Floats) -> Floats:
@@ -153,8 +159,8 @@ def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> Floats:
 
 def _best_start(
     problem: Problem, num_codebooks: int, num_entries: int, rng: np.random.Generator
-) -> tuple[Floats, Words]:
-    """Return codebooks and codes of the start whose codebooks code held-out rows best after a few rounds."""
+) -> tuple[Start, Floats, Words]:
+    """Return the start, and codebooks and codes from it, whose codebooks code held-out rows best after a few rounds."""
     held_out = min(MOST_HELD_OUT, int(HELD_OUT * len(problem.x)))
     order = rng.permutation(len(problem.x))
     other, rows = problem.x[order[:held_out]], order[held_out : held_out + TRIAL_ROWS * num_entries]
@@ -163,8 +169,8 @@ def _best_start(
     steps = plan(num_codebooks, num_entries, 1, rng)
     tried = [_tried(start, trial, num_codebooks, num_entries, rng) for start in starts]
     losses = [TableSearch(codebooks).loss(other, BEAM_WIDTH, steps) for codebooks in tried]
-    codebooks = tried[int(np.argmin(losses))]
-    return codebooks, TableSearch(codebooks).choose(problem.x, BEAM_WIDTH, steps)
+    best = int(np.argmin(losses))
+    return starts[best], tried[best], TableSearch(tried[best]).choose(problem.x, BEAM_WIDTH, steps)
 
 
 def _tried(start: Start, problem: Problem, num_codebooks: int, num_entries: int, rng: np.random.Generator) -> Floats:

@@ -3,7 +3,7 @@
 from mcq_search.description import Description
 from mcq_search.factory import build_index
 from mcq_search.faiss_export import to_faiss
-from mcq_search.faiss_import import from_faiss
+from mcq_search.faiss_import import from_faiss, from_faiss_ivf
 from mcq_search.fastscan import pack_blocks, unpack_blocks
 from mcq_search.index import Index
 from mcq_search.readers import open_vectors
@@ -13,6 +13,7 @@ __all__ = [
     "Index",
     "build_index",
     "from_faiss",
+    "from_faiss_ivf",
     "open_vectors",
     "pack_blocks",
     "to_faiss",

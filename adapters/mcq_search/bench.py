@@ -30,6 +30,19 @@ from mcq_search.rows import CHUNK, Floats
 #: A result counts if the true nearest neighbour is among the first so many.
 RANKS = (1, 10, 100)
 MAX_BYTES = 64
+#: Of the picture: colours that the colour-blind can tell apart, strong ones first.
+COLOURS = ("#0072b2", "#d55e00", "#7f7f7f", "#cc79a7", "#009e73", "#e69f00", "#56b4e9", "#000000")
+MARKERS = ("o", "s", "^", "v", "D", "P")
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mcq",
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.markersize": 6,
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,7 @@ def bench(
     baselines: Sequence[str] = (),
     metric: Metric = "l2",
     *,
+    learn: ArrayLike | None = None,
     nprobe: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -101,6 +115,8 @@ def bench(
     baselines : sequence of str
         Factory strings of FAISS.
     metric : "l2" or "ip"
+    learn : array-like of shape (l, d), optional
+        Vectors to learn codes from; default: `base`.
     nprobe : int, optional
         Lists to visit, where there are any; default: 16.
     seed : int
@@ -139,11 +155,14 @@ def bench(
         Description.parse(code).norm_for(metric)
     for code in baselines:
         _faiss_index(code, x.shape[1], metric)
+    training = x if learn is None else as_matrix(learn, "learn")
+    if training.shape[1] != x.shape[1]:
+        raise InputError(f"learn must have the {x.shape[1]} columns of base, got shape {training.shape}")
     truth = faiss.knn(q, x, 1, metric=METRICS[metric])[1]
     results = []
     for maker, build, wanted in (("mcq", _ours, codes), ("FAISS", _theirs, baselines)):
         for code in wanted:
-            results.append(_measure(code, maker, partial(build, code, x, metric, nprobe, seed), q, truth))
+            results.append(_measure(code, maker, partial(build, code, training, x, metric, nprobe, seed), q, truth))
             (progress or ignore_progress)(len(results), len(codes) + len(baselines))
     return results
 
@@ -180,6 +199,8 @@ def check_plot(path: str | os.PathLike[str]) -> None:
 def plot(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
     """Draw recall against bytes and against queries per second to an .svg file.
 
+    Codes that differ in their sizes only are joined by a line.
+
     Raises
     ------
     ConfigError
@@ -190,34 +211,51 @@ def plot(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
     check_plot(path)
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mcq", "font.size": 9}), replacing(path) as temporary:
-        figure = Figure(figsize=(8, 3.4), layout="constrained")
+    with mpl.rc_context(STYLE), replacing(path) as temporary:
+        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        for result in results:
-            style = {"marker": "o" if result.maker == "mcq" else "x", "linestyle": "none"}
-            name = f"{result.code} ({result.maker})"
-            left.plot(result.size, result.recall[0], label=name, **style)
-            right.plot(result.queries_per_second, result.recall[0], **style)
+        for number, (name, group) in enumerate(_series(results).items()):
+            is_ours = group[0].maker == "mcq"
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            style |= {"linestyle": "-", "linewidth": 2} if is_ours else {"linestyle": "--", "markerfacecolor": "white"}
+            recall = [result.recall[0] for result in group]
+            left.plot([result.size for result in group], recall, label=name, **style)
+            right.plot([result.queries_per_second for result in group], recall, **style)
         left.set(xlabel="bytes per vector", ylabel="1-recall@1")
-        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.set_xticks(sorted({result.size for result in results}))
         right.set(xlabel="queries per second")
         right.set_xlim(left=0)
-        figure.legend(loc="outside right center", fontsize=7)
+        right.xaxis.set_major_formatter("{x:,.0f}")
+        figure.legend(loc="outside right center", frameon=False)
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
-def _ours(code: str, x: Floats, metric: Metric, nprobe: int | None, seed: int) -> Built:
-    index = build_index(x, code, metric, seed)
+def _series(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return what is joined by a line under its name: codes of one maker that differ in their sizes only."""
+    series: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.size):
+        alike = [other for other in results if _family(other) == _family(result)]
+        is_line = len({other.size for other in alike}) == len(alike) > 1
+        series.setdefault(_family(result) if is_line else f"{result.maker} {result.code}", []).append(result)
+    return {name: series[name] for name in sorted(series, key=lambda name: series[name][0].maker != "mcq")}
+
+
+def _family(result: Result) -> str:
+    """Return maker and code without sizes and norm."""
+    return f"{result.maker} {re.sub(r'[0-9]+(x[0-9]+)*', '', result.code.partition('_')[0])}"
+
+
+def _ours(code: str, learn: Floats, x: Floats, metric: Metric, nprobe: int | None, seed: int) -> Built:
+    index = build_index(x, code, metric, seed, learn=learn)
     visited = None if index.lists is None else nprobe
     return Built(lambda queries: index.search(queries, RANKS[-1], nprobe=visited)[1], index.bytes_per_vector)
 
 
-def _theirs(code: str, x: Floats, metric: Metric, nprobe: int | None, seed: int) -> Built:
+def _theirs(code: str, learn: Floats, x: Floats, metric: Metric, nprobe: int | None, seed: int) -> Built:
     index = _faiss_index(code, x.shape[1], metric)
     x = _padded(x, index.d)
-    index.train(x)
+    index.train(_padded(learn, index.d))
     # In parts, because residual quantizers of FAISS take memory for all rows at once.
     for start in range(0, len(x), CHUNK):
         index.add(x[start : start + CHUNK])

@@ -48,6 +48,7 @@ def build(
     factory: Annotated[str, typer.Option(help="What to build, such as IVF1024,AQ8x8,Refine(SQ8).")] = "AQ8x8",
     metric: Metric = "l2",
     ids: Annotated[Path | None, typer.Option(help="Integers in a .npy file; default: row numbers.")] = None,
+    learn: Annotated[str | None, typer.Option(help="Vectors to learn from; default: those of the index.")] = None,
     training_rows: Annotated[int | None, typer.Option(min=1, help="Rows to learn from; default: 65536.")] = None,
     faiss_file: Annotated[
         Path | None, typer.Option("--faiss", callback=in_existing_folder, help="Also write the index for FAISS here.")
@@ -64,6 +65,7 @@ def build(
             _metric(metric),
             seed,
             ids=None if ids is None else read_array(str(ids)),
+            learn=None if learn is None else _open(learn),
             training_rows=training_rows,
             progress=progress,
         )
@@ -111,6 +113,7 @@ def bench_command(
     baseline: Annotated[list[str] | None, typer.Option(help="FAISS factory string instead; may be repeated.")] = None,
     metric: Metric = "l2",
     nprobe: Nprobe = None,
+    learn: Annotated[str | None, typer.Option(help="Vectors to learn codes from; default: the base.")] = None,
     plot: Annotated[Path | None, typer.Option(callback=in_existing_folder, help="Also draw to this .svg file.")] = None,
     seed: Seed = 0,
     threads: Threads = None,
@@ -131,10 +134,11 @@ def bench_command(
             baselines += theirs
     if plot is not None:
         check_plot(plot)
-    base = np.asarray(_open(vectors))
+    base, asked = np.asarray(_open(vectors)), np.asarray(_open(queries))
+    training = base if learn is None else np.asarray(_open(learn))
     with _progress("bench") as progress:
         results = bench(
-            base, np.asarray(_open(queries)), codes, baselines, checked, nprobe=nprobe, seed=seed, progress=progress
+            base, asked, codes, baselines, checked, learn=training, nprobe=nprobe, seed=seed, progress=progress
         )
     typer.echo(table(results))
     typer.echo("R@r: share of queries whose true nearest neighbour is among the first r results (1-recall@r)")

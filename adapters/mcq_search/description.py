@@ -19,6 +19,8 @@ PATTERN = re.compile(
     r"(?P<code>PQ|AQ|RQ|PRQ|PLSQ)(?P<sizes>\d+(x\d+)+)(?P<fast>fs)?(_N(?P<norm>\w+))?"
     r"(,(?P<refine>Refine(\(SQ8\))?))?"
 )
+#: Sizes one after another, which FAISS has for RQ.
+MIXED = re.compile(r"\d+x\d+_\d+x\d+")
 ROTATIONS = {None: "none", "OPQ": "learned", "RR": "random"}
 
 
@@ -78,6 +80,11 @@ class Description:
         ('learned', 64, 2, 4, 8, 'cqint8', 'SQ8')
         """
         match = PATTERN.fullmatch(text)
+        if MIXED.search(text):
+            raise ConfigError(
+                f"all codebooks of a code must have equally many bits, got {text!r}; take one size, such as RQ8x8, and "
+                "inverted lists in place of a large first codebook, such as IVF65536,RQ6x8"
+            )
         if match is None:
             raise ConfigError(f"a factory string must be {GRAMMAR} with CODE one of {CODES}, got {text!r}")
         code, numbers = match["code"], [int(size) for size in match["sizes"].split("x")]

@@ -27,8 +27,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 import mcq
-from mcq.codebooks import MAX_NORMAL_ROWS, SAMPLES_PER_ENTRY
+from mcq.codebooks import MAX_NORMAL_ROWS
 from mcq.errors import ConfigError, InputError
+from mcq.kmeans import SAMPLES_PER_ENTRY
 from mcq.normal import NormalEquations
 from mcq.quantizer import Progress, Quantizer, ignore_progress
 from mcq.storage import stored_codebooks

@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mcq.errors import ConfigError
+from mcq.errors import ConfigError, InputError
 from mcq.quantizer import Progress
 from mcq.validate import in_range
 from mcq_search.codebooks import Codebooks, Floats
@@ -33,6 +33,7 @@ def build_index(
     seed: int = 0,
     *,
     ids: ArrayLike | None = None,
+    learn: Rows | ArrayLike | None = None,
     training_rows: int | None = None,
     progress: Progress | None = None,
 ) -> Index:
@@ -49,8 +50,10 @@ def build_index(
     seed : int
     ids : array-like of shape (n,), integers, optional
         Default: 0, 1, 2, ...
+    learn : array-like of shape (m, d), optional
+        Vectors from which centroids and codebooks are learned; default: `x`.
     training_rows : int, optional
-        Rows, chosen at random, from which centroids and codebooks are learned; default: 65,536, or 64 per list.
+        How many of these rows, chosen at random; default: 65,536, or 64 per list.
     progress : callable, optional
         Called as ``progress(done, total)`` with the rows that are in the index.
 
@@ -59,7 +62,7 @@ def build_index(
     ConfigError
         If `factory` cannot be built.
     InputError
-        If `x` is empty or not finite, or `ids` repeat.
+        If `x` or `learn` is empty, not finite or of another width than the other, or `ids` repeat.
 
     Notes
     -----
@@ -82,7 +85,10 @@ def build_index(
     rows, seed = as_rows(x), in_range(seed, 0, (1 << 31) - 1, "seed")
     if training_rows is None:
         training_rows = max(TRAINING_ROWS, ROWS_PER_LIST * (description.lists or 0))
-    training = sample_rows(rows, in_range(training_rows, 1, None, "training_rows"), np.random.default_rng(seed))
+    source = rows if learn is None else as_rows(learn, name="learn")
+    if source.shape[1] != rows.shape[1]:
+        raise InputError(f"learn must have the {rows.shape[1]} columns of x, got shape {tuple(source.shape)}")
+    training = sample_rows(source, in_range(training_rows, 1, None, "training_rows"), np.random.default_rng(seed))
     coarse = None
     residuals, lists = training, None
     if description.lists is not None:

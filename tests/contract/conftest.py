@@ -63,6 +63,8 @@ class Case(NamedTuple):
         num_codebooks, codebook_bits, group_size, scale = self.options
         if self.quantizer is mcq.ProductQuantizer:
             kind = {"method": "residual", "rotation": "learned"} if codebook_bits == 4 else {"rotation": "random"}
+            if self.metric_name != "identity":
+                kind["rotation"] = "none"
             return self.quantizer(self.num_splits, num_codebooks, codebook_bits, rounds=ROUNDS, **kind)
         if self.quantizer is mcq.RelaxedQuantizer:
             extents = EXTENTS[:num_codebooks]
@@ -71,10 +73,10 @@ class Case(NamedTuple):
 
     @property
     def exists(self):
-        """Product quantizers know neither metrics nor scales, relaxed ones no scales of groups."""
+        """Product quantizers know neither metrics that couple columns nor scales, relaxed ones no scales of groups."""
         if self.quantizer is mcq.RelaxedQuantizer:
             return self.options[3] != "group"
-        plain = self.options[3] == "none" and self.metric_name == "identity"
+        plain = self.options[3] == "none" and not self.metric.couples
         return plain or self.quantizer is not mcq.ProductQuantizer
 
     def fitted(self):

@@ -64,6 +64,18 @@ def test_fit_encode_decode_inspect(run, folder, kind):
     assert "codebooks: float16 (2, 16, 4)" in shown
 
 
+@pytest.mark.parametrize("more", [[], ["--codebooks", "2", "--splits", "3", "--rotation", "random"]])
+def test_product_quantizers(run, folder, more):
+    x, q, codes, out = (folder / name for name in ("x.npy", "q.mcq", "codes.mcq", "out.npy"))
+    fit = run("fit", x, "-o", q, "--quantizer", "product", "--codebook-bits", "3", "--rounds", "2", *more)
+    assert fit[0] == 0, fit
+    sizes = {"num_codebooks": 2, "num_splits": 3, "rotation": "random"} if more else {}
+    expected = mcq.ProductQuantizer(codebook_bits=3, rounds=2, **sizes).fit(np.load(x))
+    assert mcq.load(q).config == expected.config
+    assert run("encode", q, x, "-o", codes)[0] == run("decode", q, codes, "-o", out)[0] == 0
+    np.testing.assert_array_equal(np.load(out), expected.decode(expected.encode(np.load(x))))
+
+
 def test_safetensors_are_read_by_name(folder):
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     file = str(folder / "some.safetensors")
@@ -107,6 +119,10 @@ def broken(folder):
         ("fit nan.npy -o q.mcq", "nan at row 3 column 5"),
         ("fit x.npy -o q.mcq --gram small.npy", "12"),
         ("fit x.npy -o q.mcq --codebook-bits 0", "codebook_bits must be an integer from 1 to 16, got 0"),
+        ("fit x.npy -o q.mcq --quantizer product", "--group-size is no option of product quantizers; leave it out"),
+        ("fit x.npy -o q.mcq --codebook-bits 4 --quantizer product --scale row", "--scale is no option of product"),
+        ("fit x.npy -o q.mcq --rotation random", "--rotation is no option of additive quantizers; leave it out"),
+        ("fit x.npy -o q.mcq --quantizer residual --splits 4", "--splits is no option of residual quantizers"),
         ("fit x.npy -o absent/q.mcq", "the folder absent does not exist"),
         ("fit x.npy -o plain", "Is a directory"),
         ("fit x.txt -o q.mcq", "must be FILE.npy"),

@@ -100,5 +100,5 @@ def test_an_encode_needs_little_beside_its_rows(monkeypatch, make, bits, metric)
     q = make(bits).fit(x[:500])
     tables = 4 * 3 * 2 * 4**bits * (1 if metric is None else 2)
     with at_most(4 * MIB + tables):
-        codes = q.encode(x, None if isinstance(q, mcq.ProductQuantizer) else metric)
-    assert codes[-9:] == q.encode(x[-9:], None if isinstance(q, mcq.ProductQuantizer) else metric)
+        codes = q.encode(x, metric)
+    assert codes[-9:] == q.encode(x[-9:], metric)

@@ -167,9 +167,51 @@ class TestRotation:
         assert errors["learned"] < 0.9 * errors["none"]
 
 
-def test_product_quantizers_refuse_metrics():
-    with pytest.raises(mcq.InputError, match="no metric but the identity, got Diagonal"):
-        mcq.ProductQuantizer(4, 1, 4).fit(X, mcq.Diagonal(np.ones(D)))
+class TestProductMetrics:
+    WEIGHTS = np.exp(2 * np.random.default_rng(4).standard_normal(D))
+
+    @pytest.mark.parametrize("num_codebooks", [1, 3])
+    @pytest.mark.parametrize("num_splits", [4, 5])  # 5 slices of 5 entries, of which the last has a column of padding
+    def test_weights_are_those_of_the_slices(self, num_codebooks, num_splits):
+        metric, quantizer = mcq.Diagonal(self.WEIGHTS), mcq.ProductQuantizer(num_splits, num_codebooks, 3, rounds=3)
+        weighted = metric.relative_error(X, quantizer.decode(quantizer.fit_encode(X, metric)))
+        plain = metric.relative_error(X, quantizer.decode(quantizer.fit_encode(X)))
+        assert weighted < 0.95 * plain
+
+    def test_one_codebook_takes_the_nearest_entry_under_the_weights(self):
+        quantizer = mcq.ProductQuantizer(5, 1, 3, rounds=1).fit(X[:200])
+        codes = quantizer.encode(X[:60], mcq.Diagonal(self.WEIGHTS)).unpack()
+        entries = quantizer.codebooks[:, 0].astype(np.float64) * quantizer.gain
+        rows, weights = (np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, 1)]) for a in (X[:60].astype(float), self.WEIGHTS))
+        for s in range(5):
+            part = slice(5 * s, 5 * s + 5)
+            cost = (np.square(rows[:, None, part] - entries[s]) * weights[part]).sum(2)
+            found = np.take_along_axis(cost, codes[:, s].astype(int), 1)[:, 0]
+            np.testing.assert_allclose(found, cost.min(1), rtol=1e-4)
+
+    def test_equal_weights_are_the_identity(self):
+        quantizer = mcq.ProductQuantizer(4, 1, 4, rounds=2).fit(X)
+        assert quantizer.encode(X, mcq.Diagonal(np.full(D, 4.0))) == quantizer.encode(X)
+
+    def test_slices_may_be_without_weight(self):
+        metric = mcq.Diagonal(np.r_[np.ones(6), np.zeros(D - 6)])
+        quantizer = mcq.ProductQuantizer(4, 1, 4, rounds=2)
+        assert metric.relative_error(X, quantizer.decode(quantizer.fit_encode(X, metric))) < 0.1
+
+    @pytest.mark.parametrize(
+        ("metric", "rotation", "message"),
+        [
+            (mcq.Gram(np.eye(D)), "none", "Gram couples them.*AdditiveQuantizer, which takes any"),
+            (mcq.LowRank(np.ones(D), np.ones((D, 1))), "random", "LowRank couples them"),
+            (mcq.Diagonal(np.ones(D)), "random", 'after a rotation, got rotation="random"'),
+            (mcq.Diagonal(np.ones(D - 1)), "none", "weighs 23 columns"),
+        ],
+    )
+    def test_what_couples_slices_is_refused(self, metric, rotation, message):
+        quantizer = mcq.ProductQuantizer(4, 1, 4, rotation=rotation, rounds=1).fit(X[:100])
+        for use in (quantizer.fit, quantizer.encode):
+            with pytest.raises(mcq.InputError, match=message):
+                use(X[:100], metric)
 
 
 def test_product_codes_of_other_options_are_refused():

@@ -62,6 +62,7 @@ def test_parts_of_a_string():
         ("HNSW32,AQ8x8", "a factory string must be"),
         ("AQ8x8,Refine(PQ8)", "a factory string must be"),
         ("AQ8x8x8", "has 3 sizes"),
+        ("RQ1x16_6x8", "equally many bits, got 'RQ1x16_6x8'; take one size, such as RQ8x8, and inverted lists"),
         ("PLSQ8x8", "has 2 sizes"),
         ("OPQ,AQ8x8", "changes nothing before AQ"),
         ("AQ8x8fs", "codebooks of 4 bits, got 8"),

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 import mcq.cli
 from mcq.errors import ConfigError, InputError, McqError
 from mcq_search import Index, build_index
-from mcq_search.bench import Result, bench, plot, standard_codes, table
+from mcq_search.bench import Result, _series, bench, plot, standard_codes, table
 from mcq_search.cli import app
 from mcq_search.faiss_fill import code_size
 
@@ -69,8 +69,37 @@ def test_bench_prints_a_table_and_draws(files, tmp_path):
     ]
     assert "1-recall" in out
     svg = picture.read_text()
-    assert "IVF4,RQ2x4 (mcq)" in svg
+    assert "mcq IVF4,RQ2x4" in svg
     assert "queries per second" in svg
+
+
+def test_codes_that_differ_in_their_sizes_share_a_line():
+    sizes = {"AQ3x8": 4, "AQ7x8": 8, "IVF4,AQ3x8": 4, "IVF8,AQ3x8": 4}
+    results = [Result(code, "mcq", size, (0.5, 0.7, 1.0), 9.0, 1.0) for code, size in sizes.items()]
+    results.append(Result("OPQ4,PQ4x8", "FAISS", 4, (0.4, 0.6, 1.0), 9.0, 1.0))
+    found = {name: [result.code for result in group] for name, group in _series(results).items()}
+    assert found == {
+        "mcq AQ": ["AQ3x8", "AQ7x8"],
+        "mcq IVF4,AQ3x8": ["IVF4,AQ3x8"],
+        "mcq IVF8,AQ3x8": ["IVF8,AQ3x8"],
+        "FAISS OPQ4,PQ4x8": ["OPQ4,PQ4x8"],
+    }
+
+
+def test_codes_are_learned_from_other_vectors_if_there_are_any(x, queries, files, tmp_path):
+    other = x[::2] * 3
+    assert (
+        build_index(x, "RQ2x4", learn=other).quantizer.codebooks.tolist()
+        == build_index(other, "RQ2x4").quantizer.codebooks.tolist()
+    )
+    poor, good = (bench(x, queries, ["RQ3x5"], ["PQ4x4"], learn=learn) for learn in (other[:40] * 9, None))
+    assert all(bad.recall[1] < well.recall[1] for bad, well in zip(poor, good, strict=True))
+    np.save(tmp_path / "learn.npy", other)
+    done("build", files[0], "-o", tmp_path / "i.mcq", "--factory", "RQ2x4", "--learn", tmp_path / "learn.npy")
+    assert Index.load(tmp_path / "i.mcq").codes == build_index(x, "RQ2x4", learn=other).codes
+    for call in (lambda: build_index(x, "RQ2x4", learn=x[:, :5]), lambda: bench(x, queries, learn=x[:, :5])):
+        with pytest.raises(InputError, match="learn must have the 18 columns"):
+            call()
 
 
 def test_recall_is_that_of_the_true_nearest(x, queries):

@@ -1,0 +1,151 @@
+"""Centres of points, and codebooks from them: one after another, each of what those before it leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcq.encoders.beam import ROWS, empty_beam, extended
+from mcq.energy import Energy
+from mcq_ext import cpu
+
+Floats = NDArray[np.float32]
+Words = NDArray[np.uint16]
+
+#: Points per entry that k-means looks at; more hardly move the centres.
+SAMPLES_PER_ENTRY = 256
+KMEANS_ITERATIONS = 10
+#: Steps in which progressive k-means comes to all coordinates.
+GROWTH_STEPS = 10
+
+
+def nearest(x: Floats, centres: Floats) -> Words:
+    """Return for each point (n, g) the nearest of the centres (K, g), the first one on a tie."""
+    return cpu.assign(x, centres, np.einsum("kg,kg->k", centres, centres))[0]
+
+
+def sampled(x: NDArray[Any], num_entries: int, rng: np.random.Generator) -> NDArray[Any]:
+    """Return as many of the points as `num_entries` centres need."""
+    most = SAMPLES_PER_ENTRY * num_entries
+    return x[rng.choice(len(x), most, replace=False)] if len(x) > most else x
+
+
+def kmeans(x: Floats, weight: Floats, num_entries: int, iterations: int, rng: np.random.Generator) -> Floats:
+    """Return centres (K, g) that lower the sum over points of weight * |x - centre|^2 (Lloyd).
+
+    Parameters
+    ----------
+    x : array of shape (n, g)
+    weight : array of shape (n,)
+    num_entries : int
+        K; may exceed n.
+    iterations : int
+    rng : Generator
+
+    Notes
+    -----
+    Costs O(n K g) an iteration. Seeds are points drawn at random; a centre that loses all its points moves to a
+    random one.
+    """
+    if len(x) > SAMPLES_PER_ENTRY * num_entries:
+        sample = rng.choice(len(x), SAMPLES_PER_ENTRY * num_entries, replace=False)
+        x, weight = x[sample], weight[sample]
+    return _lloyd(x, weight, _seeds(x, num_entries, rng), iterations, rng)
+
+
+def progressive_kmeans(x: Floats, num_entries: int, iterations: int, rng: np.random.Generator) -> Floats:
+    """Return centres (K, g) as `kmeans`, from centres of the leading principal coordinates, then of more and more.
+
+    Random seeds leave high-dimensional centres in poor local minima; in few dimensions there are hardly any, and those
+    of more start there (Liu, Shao and Lu, Generalized residual vector quantization, 2015).
+
+    Parameters
+    ----------
+    x : array of shape (n, g)
+    num_entries : int
+    iterations : int
+        In each of `GROWTH_STEPS` steps.
+    rng : Generator
+    """
+    x = sampled(x, num_entries, rng)
+    mean = x.mean(0)
+    x = x - mean
+    # float64 eigenvectors, rounded: their last bits may depend on the BLAS.
+    axes = np.linalg.eigh(cpu.matmul(np.ascontiguousarray(x.T), x).astype(np.float64))[1][:, ::-1]
+    axes = np.ascontiguousarray(axes, np.float32)
+    x = cpu.matmul(x, axes)
+    g = x.shape[1]
+    widths = sorted({round(g ** (step / GROWTH_STEPS)) for step in range(1, GROWTH_STEPS + 1)})
+    centres, ones = np.zeros((num_entries, g), np.float32), np.ones(len(x), np.float32)
+    centres[:, : widths[0]] = _seeds(x[:, : widths[0]], num_entries, rng)
+    for width in widths:
+        part, start = (np.ascontiguousarray(a[:, :width]) for a in (x, centres))
+        centres[:, :width] = _lloyd(part, ones, start, iterations, rng)
+    return cpu.matmul(centres, np.ascontiguousarray(axes.T)) + mean
+
+
+def _seeds(x: Floats, num_entries: int, rng: np.random.Generator) -> Floats:
+    """Return points drawn at random (K, g), each as often as any other if there are too few."""
+    return x[rng.permutation(np.resize(rng.permutation(len(x)), max(num_entries, len(x))))[:num_entries]].copy()
+
+
+def _lloyd(x: Floats, weight: Floats, centres: Floats, iterations: int, rng: np.random.Generator) -> Floats:
+    """Move centres (K, g), in place, to the means of the points that are nearest to them, so many times."""
+    ones, weighted, k = np.ones((len(x), 1), np.float32), x * weight[:, None], len(centres)
+    for _ in range(iterations):
+        codes = nearest(x, centres)
+        sums = cpu.scatter_add(codes.reshape(-1, 1, 1), weighted, ones, k)[0]
+        total = np.bincount(codes, weights=weight, minlength=k)
+        live = total > 0
+        centres[live] = sums[live] / total[live, None]
+        centres[~live] = x[rng.integers(len(x), size=int((~live).sum()))]
+    return centres
+
+
+def residual_kmeans(
+    x: Floats, weight: Floats, num_codebooks: int, num_entries: int, iterations: int, rng: np.random.Generator
+) -> Floats:
+    """Return codebooks (M, K, g), each the k-means centres of what those before it leave of the points (n, g)."""
+    residual, codebooks = x.copy(), []
+    for _ in range(num_codebooks):
+        centres = kmeans(residual, weight, num_entries, iterations, rng)
+        residual -= centres[nearest(residual, centres)]
+        codebooks.append(centres)
+    return np.stack(codebooks)
+
+
+def beam_kmeans(
+    x: Floats,
+    num_codebooks: int,
+    num_entries: int,
+    width: int,
+    iterations: int,
+    rng: np.random.Generator,
+    done: Callable[[int, int], None] = lambda done, total: None,
+) -> Floats:
+    """Return codebooks (M, K, g), each the centres of what a whole beam of codes leaves of the points (n, g).
+
+    A beam chooses among several partial codes of a point, so the next codebook is fitted to what each of them leaves.
+    Costs O(n K g) an iteration and O(n width M K) a codebook; at most `SAMPLES_PER_ENTRY` K points are looked at.
+    """
+    x = sampled(x, num_entries, rng)
+    codebooks = np.empty((0, num_entries, x.shape[1]), np.float32)
+    codes, cost = empty_beam(len(x))
+    for m in range(num_codebooks):
+        held = sampled(np.flatnonzero(cost < cpu.PAD_COST), num_entries, rng)
+        row, place = np.divmod(held, cost.shape[1])
+        left = x[row]
+        if m > 0:
+            chosen = np.ascontiguousarray(codes[row, place][:, None])
+            left = left - cpu.decode(chosen, codebooks, np.ones((len(left), 1), np.float32))
+        codebooks = np.concatenate([codebooks, progressive_kmeans(left, num_entries, iterations, rng)[None]])
+        if m + 1 < num_codebooks:
+            energy = Energy(codebooks, np.eye(x.shape[1], dtype=np.float32))
+            pair, parts = energy.pair(m), [slice(start, start + ROWS) for start in range(0, len(x), ROWS)]
+            wider = [extended(energy, pair, x[part], codes[part], cost[part], width) for part in parts]
+            codes, cost = (np.concatenate(arrays) for arrays in zip(*wider, strict=True))
+        done(m + 1, num_codebooks)
+    return codebooks
