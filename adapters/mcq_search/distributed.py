@@ -42,6 +42,8 @@ Q = TypeVar("Q", bound=Quantizer)
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 
+#: Kinds whose codes are all that a row needs, and whose codebooks serve all rows alike.
+KINDS = ("additive", "residual", "product")
 #: Rows that are summed in one go; 32 MiB of a matrix with 128 columns.
 BLOCK_ROWS = 1 << 16
 TINY = float(np.finfo(np.float64).tiny)
@@ -193,6 +195,10 @@ def _encode_block(x: NDArray[Any], quantizer: Quantizer) -> NDArray[np.unsignedi
 
 
 def _require_no_scale(quantizer: Quantizer) -> None:
+    if quantizer.kind not in KINDS:
+        raise ConfigError(
+            f"partitions are coded by additive, residual and product quantizers, got {type(quantizer).__name__}"
+        )
     scale = getattr(quantizer.config, "scale", "none")
     if scale != "none":
         raise ConfigError(f"codes over partitions have no place for scales; make the quantizer without scale={scale!r}")
