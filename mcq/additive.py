@@ -300,9 +300,13 @@ class AdditiveQuantizer(Quantizer):
     def _is_of_vectors(self, problem: Problem) -> bool:
         """Return whether all rows share one set of tables, which are worth having and not too large."""
         config = self.config
-        plain = isinstance(problem.metric, Identity) and problem.num_groups == 1 and config.scale == "none"
         fits = config.num_codebooks > 2 and tables_fit(config.num_codebooks, config.num_entries)
-        return plain and fits and problem.group_size >= LEAST_VECTOR
+        return fits and self._is_plain(problem)
+
+    def _is_plain(self, problem: Problem) -> bool:
+        """Return whether rows are whole vectors, not short, without scales, under the identity."""
+        whole = problem.num_groups == 1 and problem.group_size >= LEAST_VECTOR
+        return whole and isinstance(problem.metric, Identity) and self.config.scale == "none"
 
     def _steps(self) -> list[Step]:
         """Return the steps of a search; they are part of the quantizer and do not depend on the seed of a fit."""

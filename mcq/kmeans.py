@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcq.encoders.beam import ROWS, empty_beam, extended
-from mcq.energy import Energy
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
@@ -117,35 +115,22 @@ def residual_kmeans(
     return np.stack(codebooks)
 
 
-def beam_kmeans(
+def progressive_residual_kmeans(
     x: Floats,
     num_codebooks: int,
     num_entries: int,
-    width: int,
     iterations: int,
     rng: np.random.Generator,
     done: Callable[[int, int], None] = lambda done, total: None,
 ) -> Floats:
-    """Return codebooks (M, K, g), each the centres of what a whole beam of codes leaves of the points (n, g).
+    """Return codebooks (M, K, g) as `residual_kmeans` for points of equal weight, from `progressive_kmeans`.
 
-    A beam chooses among several partial codes of a point, so the next codebook is fitted to what each of them leaves.
-    Costs O(n K g) an iteration and O(n width M K) a codebook; at most `SAMPLES_PER_ENTRY` K points are looked at.
+    Calls ``done(m, M)`` after the m-th codebook.
     """
-    x = sampled(x, num_entries, rng)
-    codebooks = np.empty((0, num_entries, x.shape[1]), np.float32)
-    codes, cost = empty_beam(len(x))
+    residual, codebooks = sampled(x, num_entries, rng).copy(), []
     for m in range(num_codebooks):
-        held = sampled(np.flatnonzero(cost < cpu.PAD_COST), num_entries, rng)
-        row, place = np.divmod(held, cost.shape[1])
-        left = x[row]
-        if m > 0:
-            chosen = np.ascontiguousarray(codes[row, place][:, None])
-            left = left - cpu.decode(chosen, codebooks, np.ones((len(left), 1), np.float32))
-        codebooks = np.concatenate([codebooks, progressive_kmeans(left, num_entries, iterations, rng)[None]])
-        if m + 1 < num_codebooks:
-            energy = Energy(codebooks, np.eye(x.shape[1], dtype=np.float32))
-            pair, parts = energy.pair(m), [slice(start, start + ROWS) for start in range(0, len(x), ROWS)]
-            wider = [extended(energy, pair, x[part], codes[part], cost[part], width) for part in parts]
-            codes, cost = (np.concatenate(arrays) for arrays in zip(*wider, strict=True))
+        centres = progressive_kmeans(residual, num_entries, iterations, rng)
+        residual -= centres[nearest(residual, centres)]
+        codebooks.append(centres)
         done(m + 1, num_codebooks)
-    return codebooks
+    return np.stack(codebooks)

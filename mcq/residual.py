@@ -14,7 +14,7 @@ from mcq.codes import Codes
 from mcq.encoders.beam import beam_search
 from mcq.encoders.tables import TableSearch
 from mcq.energy import Energy
-from mcq.kmeans import beam_kmeans
+from mcq.kmeans import progressive_residual_kmeans
 from mcq.metric import Identity
 from mcq.problem import Problem
 from mcq.quantizer import Progress
@@ -48,10 +48,10 @@ class ResidualQuantizer(AdditiveQuantizer):
     Parameters
     ----------
     num_codebooks, codebook_bits, group_size, scale, rounds
-        As in `AdditiveQuantizer`; `rounds` counts for each codebook. With a beam under the identity and without scales
-        a round is an iteration of k-means in each of ten steps, from few principal coordinates to all.
+        As in `AdditiveQuantizer`; `rounds` counts for each codebook. For whole vectors a
+        round is an iteration of k-means in each of ten steps, from few principal coordinates to all.
     beam_width : int
-        Partial codes that the beam keeps, 1 to 256; codebooks are fitted to what all of them leave.
+        Partial codes that the beam keeps, 1 to 256.
     search_steps : int
         Sweeps over the groups of a row, for each codebook, where there is no beam.
     codebook_dtype : "float16" or "int8"
@@ -133,8 +133,11 @@ class ResidualQuantizer(AdditiveQuantizer):
         self, problem: Problem, scale: Floats, rng: np.random.Generator, progress: Progress
     ) -> tuple[NDArray[np.float16], Words, Floats]:
         config = self.config
-        if self._beams(problem) and isinstance(problem.metric, Identity) and config.scale == "none":
-            codebooks = as_stored(self._beam_codebooks(problem, rng, progress), config.codebook_dtype)
+        if self._beams(problem) and self._is_plain(problem):
+            found = progressive_residual_kmeans(
+                problem.x, config.num_codebooks, config.num_entries, config.rounds, rng, progress
+            )
+            codebooks = as_stored(found, config.codebook_dtype)
             return codebooks, *self._chooser(problem, codebooks.astype(np.float32))(problem)
         stage = AdditiveQuantizer(
             num_codebooks=1,
@@ -158,11 +161,6 @@ class ResidualQuantizer(AdditiveQuantizer):
             stage.config = replace(stage.config, scale="none")
         codebooks = np.stack(stored)
         return codebooks, *self._chooser(problem, codebooks.astype(np.float32))(problem)
-
-    def _beam_codebooks(self, problem: Problem, rng: np.random.Generator, progress: Progress) -> Floats:
-        config, points = self.config, problem.x.reshape(-1, problem.group_size)
-        sizes = config.num_codebooks, config.num_entries, config.beam_width
-        return beam_kmeans(points, *sizes, config.rounds, rng, progress)
 
     def _beams(self, problem: Problem) -> bool:
         """Return whether codes are found by a beam: nothing couples the groups, and its tables fit."""

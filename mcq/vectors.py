@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mcq.codebooks import refit
 from mcq.encoders.tables import TableSearch, plan
-from mcq.kmeans import KMEANS_ITERATIONS, beam_kmeans, kmeans
+from mcq.kmeans import KMEANS_ITERATIONS, kmeans, progressive_residual_kmeans
 from mcq.problem import Problem
 from mcq.quantizer import Progress
 from mcq_ext import cpu
@@ -44,8 +44,7 @@ SHRINKING_ROUNDS = 6
 SHRINKAGE = 4
 #: Steps of conjugate gradients in a refit that shrinks.
 SHRINKING_STEPS = 12
-#: Of the beams that a residual start is fitted to, and that code rows.
-START_BEAM_WIDTH = 5
+#: Of the beam that codes rows.
 BEAM_WIDTH = 16
 #: Least variance that a shrinkage refers to, as a fraction of the mean one.
 LEAST_SPREAD = 1e-6
@@ -104,8 +103,8 @@ def product_start(x: Floats, num_codebooks: int, num_entries: int, rng: np.rando
 
 
 def residual_start(x: Floats, num_codebooks: int, num_entries: int, rng: np.random.Generator) -> Floats:
-    """Return codebooks (M, K, d), each the k-means centres of what a beam of those before it leaves."""
-    return beam_kmeans(x, num_codebooks, num_entries, START_BEAM_WIDTH, KMEANS_ITERATIONS, rng)
+    """Return codebooks (M, K, d), each the k-means centres of what those before it leave."""
+    return progressive_residual_kmeans(x, num_codebooks, num_entries, KMEANS_ITERATIONS, rng)
 
 
 def shrunk(x: Floats, codes: Words, codebooks: Floats) -> Floats:

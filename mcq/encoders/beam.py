@@ -31,25 +31,10 @@ def beam_search(energy: Energy, target: Floats, width: int) -> Words:
     out = np.empty((len(target), num_codebooks), np.uint16)
     for start in range(0, len(target), ROWS):
         rows = target[start : start + ROWS]
-        codes, cost = empty_beam(len(rows))
-        for pair in pairs:
-            codes, cost = extended(energy, pair, rows, codes, cost, width)
+        codes, cost = np.empty((len(rows), 1, 0), np.uint16), np.zeros((len(rows), 1), np.float32)
+        for m in range(num_codebooks):
+            parent, entry, cost = cpu.beam_step(energy.unary(rows, m), pairs[m], codes, cost, width)
+            chosen = np.take_along_axis(codes, parent[:, :, None].astype(np.intp), axis=1)
+            codes = np.concatenate([chosen, entry[:, :, None]], axis=2)
         out[start : start + ROWS] = codes[:, 0]
     return out
-
-
-def empty_beam(n: int) -> tuple[Words, Floats]:
-    """Return codes (n, 1, 0) and costs (n, 1) of a beam before its first codebook."""
-    return np.empty((n, 1, 0), np.uint16), np.zeros((n, 1), np.float32)
-
-
-def extended(
-    energy: Energy, pair: Floats, target: Floats, codes: Words, cost: Floats, width: int
-) -> tuple[Words, Floats]:
-    """Return the `width` cheapest codes (n, width, m + 1) and their costs, from codes (n, b, m) and theirs.
-
-    `pair` is that of codebook m; places that could not be filled cost `cpu.PAD_COST`.
-    """
-    parent, entry, cost = cpu.beam_step(energy.unary(target, codes.shape[2]), pair, codes, cost, width)
-    chosen = np.take_along_axis(codes, parent[:, :, None].astype(np.intp), axis=1)
-    return np.concatenate([chosen, entry[:, :, None]], axis=2), cost

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from mcq import kmeans as module
-from mcq.encoders.beam import beam_search
-from mcq.energy import Energy
-from mcq.kmeans import beam_kmeans, kmeans, progressive_kmeans, residual_kmeans
+from mcq.kmeans import kmeans, nearest, progressive_kmeans, progressive_residual_kmeans, residual_kmeans
 from mcq_ext import cpu
 
 
@@ -109,20 +107,20 @@ def test_progressive_kmeans_of_few_or_equal_points(x):
     assert weighted_error(x, 1, centres) < 1e-6
 
 
-def test_codebooks_fitted_to_a_beam_serve_it_better_than_those_fitted_to_its_best():
-    x = clustered(3000) + normal(rng_of(5), 3000, 24)
-    learn, other = x[:2000], x[2000:]
-
-    def error(codebooks):
-        codes = beam_search(Energy(codebooks, np.eye(24, dtype=np.float32)), other, 8)
-        return np.square(other - cpu.decode(codes[:, None], codebooks, np.ones((1000, 1), np.float32))).sum()
-
-    wide, narrow = (error(beam_kmeans(learn, 4, 16, width, 5, rng_of(0))) for width in (8, 1))
-    assert wide < 0.99 * narrow
+def test_progressive_codebooks_lower_the_error_one_after_another():
+    x = clustered(2000)
+    codebooks, errors = progressive_residual_kmeans(x, 4, 16, 5, rng_of(0)), [np.square(x).sum()]
+    for codebook in codebooks:
+        x = x - codebook[nearest(x, codebook)]
+        errors.append(np.square(x).sum())
+    assert (np.diff(errors) < 0).all()
+    assert errors[-1] < 0.02 * errors[0]
 
 
-def test_beam_kmeans_reports_each_codebook():
+def test_progressive_residual_kmeans_reports_each_codebook():
     seen = []
-    codebooks = beam_kmeans(clustered(50), 3, 4, 2, 2, rng_of(0), lambda done, total: seen.append((done, total)))
+    codebooks = progressive_residual_kmeans(
+        clustered(50), 3, 4, 2, rng_of(0), lambda done, total: seen.append((done, total))
+    )
     assert codebooks.shape == (3, 4, 24)
     assert seen == [(1, 3), (2, 3), (3, 3)]

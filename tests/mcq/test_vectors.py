@@ -87,7 +87,7 @@ def test_the_better_start_wins():
         codebooks = vectors._tried(start, problem, 4, 32, np.random.default_rng(0))
         errors[start] = TableSearch(codebooks).loss(HELD_OUT / np.float32(problem.gain), 16, [])
     assert errors[vectors.product_start] != pytest.approx(errors[vectors.residual_start], rel=0.01)
-    chosen, _ = vectors._best_start(problem, 4, 32, np.random.default_rng(0))
+    _, chosen, _ = vectors._best_start(problem, 4, 32, np.random.default_rng(0))
     assert TableSearch(chosen).loss(HELD_OUT / np.float32(problem.gain), 16, []) < 1.05 * min(errors.values())
 
 
