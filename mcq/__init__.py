@@ -18,8 +18,11 @@ from mcq.codes import Bits, Codes
 from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFittedError
 from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
+from mcq.outliers import OutlierQuantizer
 from mcq.product import ProductQuantizer
 from mcq.quantizer import Quantizer
+from mcq.rate import Allocation, Unit, allocate, residual_curve
+from mcq.relaxed import RelaxedQuantizer
 from mcq.residual import ResidualQuantizer
 
 try:
@@ -29,6 +32,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 __all__ = [
     "AdditiveQuantizer",
+    "Allocation",
     "Bits",
     "Codes",
     "ConfigError",
@@ -41,8 +45,13 @@ __all__ = [
     "McqError",
     "Metric",
     "NotFittedError",
+    "OutlierQuantizer",
     "ProductQuantizer",
     "Quantizer",
+    "RelaxedQuantizer",
     "ResidualQuantizer",
+    "Unit",
+    "allocate",
     "load",
+    "residual_curve",
 ]

@@ -38,8 +38,9 @@ OPTIONS = [
     (4, 4, 8, "row"),
     (4, 8, 3, "none"),
 ]
-QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer]
+QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer, mcq.RelaxedQuantizer]
 ROUNDS = 3
+EXTENTS = (1.0, 0.7, 0.7, 0.3)
 
 
 class Case(NamedTuple):
@@ -65,11 +66,16 @@ class Case(NamedTuple):
             if self.metric_name != "identity":
                 kind["rotation"] = "none"
             return self.quantizer(self.num_splits, num_codebooks, codebook_bits, rounds=ROUNDS, **kind)
+        if self.quantizer is mcq.RelaxedQuantizer:
+            extents = EXTENTS[:num_codebooks]
+            return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS, extents=extents)
         return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS)
 
     @property
     def exists(self):
-        """Product quantizers know neither metrics that couple columns nor scales."""
+        """Product quantizers know neither metrics that couple columns nor scales, relaxed ones no scales of groups."""
+        if self.quantizer is mcq.RelaxedQuantizer:
+            return self.options[3] != "group"
         plain = self.options[3] == "none" and not self.metric.couples
         return plain or self.quantizer is not mcq.ProductQuantizer
 
@@ -92,7 +98,7 @@ def fit(case):
 
 EVERY = [case for case in itertools.starmap(Case, itertools.product(QUANTIZERS, OPTIONS, METRICS)) if case.exists]
 #: Each quantizer and each metric with few options, for what has little to do with the options.
-SOME = [case for case in EVERY if case.options in (OPTIONS[1], OPTIONS[4], OPTIONS[6])]
+SOME = [case for case in EVERY if case.options in (OPTIONS[1], OPTIONS[4], OPTIONS[6], OPTIONS[8])]
 
 
 @pytest.fixture(params=EVERY, ids=str)
