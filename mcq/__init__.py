@@ -21,6 +21,7 @@ from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
 from mcq.product import ProductQuantizer
 from mcq.quantizer import Quantizer
 from mcq.residual import ResidualQuantizer
+from mcq.transforms import Composition, Hadamard, Permutation, Scaling, Transform
 
 try:
     __version__ = version("multicodebook")
@@ -31,18 +32,23 @@ __all__ = [
     "AdditiveQuantizer",
     "Bits",
     "Codes",
+    "Composition",
     "ConfigError",
     "Diagonal",
     "FormatError",
     "Gram",
+    "Hadamard",
     "Identity",
     "InputError",
     "LowRank",
     "McqError",
     "Metric",
     "NotFittedError",
+    "Permutation",
     "ProductQuantizer",
     "Quantizer",
     "ResidualQuantizer",
+    "Scaling",
+    "Transform",
     "load",
 ]
