@@ -15,12 +15,16 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mcq.additive import AdditiveQuantizer
 from mcq.codes import Bits, Codes
+from mcq.companded import CompandedQuantizer
 from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFittedError
+from mcq.grids import GridQuantizer
 from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
 from mcq.product import ProductQuantizer
 from mcq.quantizer import Quantizer
 from mcq.residual import ResidualQuantizer
+from mcq.scalar import ScalarQuantizer
+from mcq.scalar_codes import ScalarCodes
 from mcq.transforms import Composition, Hadamard, Permutation, Scaling, Transform
 
 try:
@@ -32,11 +36,13 @@ __all__ = [
     "AdditiveQuantizer",
     "Bits",
     "Codes",
+    "CompandedQuantizer",
     "Composition",
     "ConfigError",
     "Diagonal",
     "FormatError",
     "Gram",
+    "GridQuantizer",
     "Hadamard",
     "Identity",
     "InputError",
@@ -48,6 +54,8 @@ __all__ = [
     "ProductQuantizer",
     "Quantizer",
     "ResidualQuantizer",
+    "ScalarCodes",
+    "ScalarQuantizer",
     "Scaling",
     "Transform",
     "load",
