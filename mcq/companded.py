@@ -96,8 +96,8 @@ class CompandedQuantizer(Quantizer):
     >>> x = rng.standard_normal((512, 64)) * np.exp(rng.standard_normal(64))
     >>> q = CompandedQuantizer(bits=3.0)
     >>> codes = q.fit_encode(x)
-    >>> 2.95 < q.bits(codes).all_in <= 3.0, int(q.depths.min()), int(q.depths.max())
-    (True, 0, 5)
+    >>> 2.87 < q.bits(codes).all_in <= 3.0, int(q.depths.min()), int(q.depths.max())
+    (True, 0, 7)
     """
 
     kind = "companded"

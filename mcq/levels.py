@@ -21,6 +21,8 @@ MAX_DEPTH = 8
 GRIDS = ("companded", "lloyd", "uniform")
 #: Scales that are tried, in units of the deviation of a group and with the outermost levels where Lloyd's are.
 SCALES = 2.0 ** np.arange(-0.75, 1.75, 0.25)
+#: Groups that are tried for what an allocation leaves.
+FILLS = 256
 #: Least-squares fits of scale and offset after the best of these.
 FITS = 3
 
@@ -34,8 +36,8 @@ def levels(grid: str, depth: int) -> Floats:
 
     Examples
     --------
-    >>> levels("lloyd", 1).round(3).tolist(), levels("uniform", 2).round(2).tolist(), levels("companded", 0).tolist()
-    ([-0.798, 0.798], [-1.51, -0.5, 0.5, 1.51], [0.0])
+    >>> [levels(grid, 2).astype(float).round(2).tolist() for grid in GRIDS]
+    [[-1.51, -0.31, 0.31, 1.51], [-1.51, -0.45, 0.45, 1.51], [-1.51, -0.5, 0.5, 1.51]]
     """
     if depth == 0:
         return np.zeros(1, np.float32)
@@ -74,7 +76,7 @@ def allocate(power: Doubles, cost: Callable[[NDArray[np.int64]], float], budget:
     """Return depths, 0 to 8, that cost at most `budget` and leave little of the power of all groups together.
 
     Minimises sum over groups of power * D(depth) + (2 ** m) * depth, D the squared error of a standard Gaussian; the
-    logarithm m of the multiplier is found by bisection.
+    logarithm m of the multiplier is found by bisection. What is left of the budget goes to the groups that come next.
 
     Parameters
     ----------
@@ -89,11 +91,10 @@ def allocate(power: Doubles, cost: Callable[[NDArray[np.int64]], float], budget:
     array of the shape of `power`, int64, or None
         None if even depths of zero cost more than `budget`.
     """
-    distortion = gaussian_distortion()
+    saved = -np.diff(gaussian_distortion()) * power[..., None]
 
     def depths(multiplier: float) -> NDArray[np.int64]:
         # D is convex: a group takes a bit as long as the bit saves more than it costs
-        saved = -np.diff(distortion) * power[..., None]
         return (saved > 2.0**multiplier).sum(-1)
 
     low, high = -160.0, 160.0
@@ -102,7 +103,12 @@ def allocate(power: Doubles, cost: Callable[[NDArray[np.int64]], float], budget:
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if cost(depths(middle)) <= budget else (middle, high)
-    return depths(high)
+    found = depths(high)
+    following = np.take_along_axis(saved, np.minimum(found, MAX_DEPTH - 1)[..., None], -1)[..., 0] * (found < MAX_DEPTH)
+    for place in np.argsort(-following, axis=None)[:FILLS]:
+        found.flat[place] += following.flat[place] > 0
+        found.flat[place] -= cost(found) > budget
+    return found
 
 
 @dataclass(frozen=True)
