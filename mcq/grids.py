@@ -191,7 +191,7 @@ def gaussian_grid(dimension: int, points: int) -> Floats:
 
     Examples
     --------
-    >>> gaussian_grid(1, 4).ravel().round(3).tolist()
+    >>> gaussian_grid(1, 4).ravel().astype(float).round(3).tolist()
     [-1.51, -0.453, 0.453, 1.51]
     """
     config = GridConfig(dimension, points)

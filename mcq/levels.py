@@ -23,6 +23,8 @@ GRIDS = ("companded", "lloyd", "uniform")
 SCALES = 2.0 ** np.arange(-0.75, 1.75, 0.25)
 #: Groups that are tried for what an allocation leaves.
 FILLS = 256
+#: Levels up to which comparing with every edge is faster than a binary search, and entries from which on.
+FEW_LEVELS, MANY_ENTRIES = 32, 1 << 12
 #: Least-squares fits of scale and offset after the best of these.
 FITS = 3
 
@@ -51,7 +53,13 @@ def levels(grid: str, depth: int) -> Floats:
 
 def nearest_level(x: Floats, grid: str, depth: int) -> Bytes:
     """Return the number of the level nearest to each entry, the lower one half-way between two."""
-    return np.searchsorted(_edges(grid, depth), x).astype(np.uint8)
+    edges = _edges(grid, depth)
+    if len(edges) >= FEW_LEVELS or x.size < MANY_ENTRIES:
+        return np.searchsorted(edges, x).astype(np.uint8)
+    found = np.zeros(x.shape, np.uint8)
+    for edge in edges:
+        found += x > edge
+    return found
 
 
 @functools.cache

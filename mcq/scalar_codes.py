@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from mcq.errors import InputError
 from mcq.validate import in_range
 
 LAYOUTS = "layouts"
+#: Entries whose bits are spread out at once, to bytes.
+ENTRIES = 1 << 20
 
 
 @io.register("scalar codes")
@@ -66,7 +68,7 @@ class ScalarCodes:
         row_bits = tuple(int(bits) for bits in widths.sum(1))
         empty = np.zeros(int(_starts(row_bits, side.get(LAYOUTS), n)[-1]), np.uint8)
         packed = cls(empty, (n, d), row_bits, side)
-        for layout, (rows, places) in enumerate(packed._strings()):
+        for layout, rows, places in packed._strings():
             digits = np.unpackbits(codes[rows, :, None], axis=2, bitorder="little")
             chosen = digits[:, np.arange(8) < widths[layout, :, None]]
             empty[places] = np.packbits(chosen, axis=1, bitorder="little")
@@ -75,7 +77,7 @@ class ScalarCodes:
     def unpack(self, widths: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Return the codes (n, d) for the widths that they were packed with."""
         codes = np.zeros(self.shape, np.uint8)
-        for layout, (rows, places) in enumerate(self._strings()):
+        for layout, rows, places in self._strings():
             digits = np.zeros((len(rows), self.shape[1], 8), np.uint8)
             bits = np.unpackbits(self.packed[places], axis=1, count=self.row_bits[layout], bitorder="little")
             digits[:, np.arange(8) < widths[layout, :, None]] = bits
@@ -172,13 +174,14 @@ class ScalarCodes:
     def _starts(self) -> NDArray[np.int64]:
         return _starts(self.row_bits, self.side.get(LAYOUTS), len(self))
 
-    def _strings(self) -> list[tuple[NDArray[np.intp], NDArray[np.int64]]]:
-        """Return for each layout its rows (r,), and where their bytes are, (r, bytes)."""
-        strings = []
+    def _strings(self) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int64]]]:
+        """Yield each layout with some of its rows (r,), and where their bytes are, (r, bytes)."""
+        step, starts = max(1, ENTRIES // max(1, self.shape[1])), self._starts
         for layout, bits in enumerate(self.row_bits):
-            rows = np.flatnonzero(self._layouts == layout)
-            strings.append((rows, self._starts[rows, None] + np.arange(-(-bits // 8))))
-        return strings
+            every = np.flatnonzero(self._layouts == layout)
+            for first in range(0, len(every), step):
+                rows = every[first : first + step]
+                yield layout, rows, starts[rows, None] + np.arange(-(-bits // 8))
 
 
 def require_scalar(codes: object) -> None:
