@@ -17,7 +17,7 @@ from mcq.additive import AdditiveQuantizer
 from mcq.codes import Bits, Codes
 from mcq.companded import CompandedQuantizer
 from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFittedError
-from mcq.grids import GridQuantizer
+from mcq.grids import GridQuantizer, gaussian_grid
 from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
 from mcq.product import ProductQuantizer
@@ -58,5 +58,6 @@ __all__ = [
     "ScalarQuantizer",
     "Scaling",
     "Transform",
+    "gaussian_grid",
     "load",
 ]

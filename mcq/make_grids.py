@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from mcq.codebooks import nearest
+from mcq.kmeans import nearest
 from mcq.grids import GRID_BITS
 from mcq.io import replacing
 from mcq_ext import cpu

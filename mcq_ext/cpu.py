@@ -371,6 +371,6 @@ def hadamard(x: Floats, signs: Floats, inverse: bool = False, out: Floats | None
     out : array of shape (n, d), optional
         Where the result goes; may be `x`.
     """
-    out = np.empty_like(x) if out is None else out
+    out = _empty(*x.shape) if out is None else out
     split(lambda i, j: _core.hadamard(x[i:j], signs, out[i:j], inverse), len(x))
     return out

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import mcq
-from mcq.codebooks import nearest
+from mcq.kmeans import nearest
 from mcq.grids import GRID_BITS, gaussian_grid
 from mcq.make_grids import line_grid, space_grid
 
