@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from mcq.kmeans import nearest
 from mcq.grids import GRID_BITS
 from mcq.io import replacing
+from mcq.kmeans import nearest
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import mcq
-from mcq.kmeans import nearest
 from mcq.grids import GRID_BITS, gaussian_grid
+from mcq.kmeans import nearest
 from mcq.make_grids import line_grid, space_grid
 
 SIZES = [(dimension, 1 << bits) for dimension, sizes in GRID_BITS.items() for bits in sizes]
