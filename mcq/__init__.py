@@ -15,7 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mcq.additive import AdditiveQuantizer
 from mcq.codes import Bits, Codes
+from mcq.companded import CompandedQuantizer
 from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFittedError
+from mcq.grids import GridQuantizer, gaussian_grid
 from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
 from mcq.outliers import OutlierQuantizer
@@ -24,6 +26,9 @@ from mcq.quantizer import Quantizer
 from mcq.rate import Allocation, Unit, allocate, residual_curve
 from mcq.relaxed import RelaxedQuantizer
 from mcq.residual import ResidualQuantizer
+from mcq.scalar import ScalarQuantizer
+from mcq.scalar_codes import ScalarCodes
+from mcq.transforms import Composition, Hadamard, Permutation, Scaling, Transform
 
 try:
     __version__ = version("multicodebook")
@@ -35,10 +40,14 @@ __all__ = [
     "Allocation",
     "Bits",
     "Codes",
+    "CompandedQuantizer",
+    "Composition",
     "ConfigError",
     "Diagonal",
     "FormatError",
     "Gram",
+    "GridQuantizer",
+    "Hadamard",
     "Identity",
     "InputError",
     "LowRank",
@@ -46,12 +55,18 @@ __all__ = [
     "Metric",
     "NotFittedError",
     "OutlierQuantizer",
+    "Permutation",
     "ProductQuantizer",
     "Quantizer",
     "RelaxedQuantizer",
     "ResidualQuantizer",
+    "ScalarCodes",
+    "ScalarQuantizer",
+    "Scaling",
+    "Transform",
     "Unit",
     "allocate",
+    "gaussian_grid",
     "load",
     "residual_curve",
 ]

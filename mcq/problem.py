@@ -76,8 +76,8 @@ class Problem:
         metric.check_width(d)
         metric = metric.for_search()
         if gain is None:
-            gain = power_of_two_near(math.sqrt(float(np.mean(np.square(matrix, dtype=np.float64)))))
-        _require_in_range(matrix, gain)
+            gain = typical_size(matrix)
+        require_size(matrix, gain)
         if columns is not None:
             matrix, metric = matrix[:, columns], metric.arranged(columns, d)
         g = group_size or d
@@ -137,7 +137,13 @@ class Problem:
         return restored
 
 
-def _require_in_range(matrix: Floats, gain: float) -> None:
+def typical_size(matrix: Floats) -> float:
+    """Return the power of two nearest to the root mean square of the entries; 1 for zeros."""
+    return power_of_two_near(math.sqrt(float(np.mean(np.square(matrix, dtype=np.float64)))))
+
+
+def require_size(matrix: Floats, gain: float) -> None:
+    """Raise `InputError` if the matrix is too large for a gain that was chosen for other data."""
     largest = float(np.abs(matrix).max())
     if largest > MAX_RANGE * gain:
         raise InputError(

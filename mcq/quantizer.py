@@ -25,6 +25,9 @@ Progress = Callable[[int, int], None]
 class Quantizer(ABC):
     """Base of the quantizers.
 
+    Codes are `mcq.Codes` or, where codes differ in width, another class with the same methods: ``len``, slices of rows,
+    ``==``, `bits`, `save`, `load`, `concatenate`.
+
     Attributes
     ----------
     config : frozen dataclass
@@ -55,15 +58,15 @@ class Quantizer(ABC):
     @abstractmethod
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None
-    ) -> Codes:
+    ) -> Any:
         """Learn from `x` and return its codes, which come free at the end of a fit."""
 
     @abstractmethod
-    def encode(self, x: ArrayLike, metric: Metric | None = None) -> Codes:
+    def encode(self, x: ArrayLike, metric: Metric | None = None) -> Any:
         """Return the codes of `x` (n, d) under `metric`, one that weighs d columns."""
 
     @abstractmethod
-    def decode(self, codes: Codes) -> Floats:
+    def decode(self, codes: Any) -> Floats:
         """Return the reconstruction (n, d), float32."""
 
     def fit(
@@ -73,9 +76,10 @@ class Quantizer(ABC):
         self.fit_encode(x, metric, seed=seed, progress=progress)
         return self
 
-    def bits(self, codes: Codes) -> Bits:
+    def bits(self, codes: Any) -> Bits:
         """Return payload and all-in bits per entry of the matrix behind `codes`, all arrays of self included."""
-        return codes.bits(sum(array.nbytes for array in self.arrays.values()))
+        bits: Bits = codes.bits(sum(array.nbytes for array in self.arrays.values()))
+        return bits
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write config and arrays to a container file; the file appears whole or not at all."""

@@ -49,6 +49,7 @@ cdef extern from "mcq_kernels.h" nogil:
         size_t (*cholesky_rows)(double *, size_t, size_t, size_t) noexcept nogil
         void (*cholesky_update)(double *, size_t, size_t, size_t, size_t, size_t) noexcept nogil
         void (*cholesky_solve)(const double *, double *, size_t, size_t) noexcept nogil
+        void (*hadamard)(const float *, const float *, float *, size_t, size_t, size_t, int) noexcept nogil
 
     const char *mcq_level_name(int)
     const mcq_kernels *mcq_level_kernels(int)
@@ -213,3 +214,8 @@ def cholesky_update(double[:, ::1] a, size_t first, size_t last, size_t start, s
 def cholesky_solve(const double[:, ::1] u, double[:, ::1] b):
     with nogil:
         kernels.cholesky_solve(&u[0, 0], &b[0, 0], b.shape[0], b.shape[1])
+
+
+def hadamard(const float[:, ::1] x, const float[:, ::1] signs, float[:, ::1] out, bint inverse):
+    with nogil:
+        kernels.hadamard(&x[0, 0], &signs[0, 0], &out[0, 0], x.shape[0], x.shape[1], signs.shape[0], inverse)

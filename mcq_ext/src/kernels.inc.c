@@ -10,6 +10,7 @@
 #include "tables.inc.c"
 #include "codes.inc.c"
 #include "factor.inc.c"
+#include "hadamard.inc.c"
 
 const mcq_kernels MCQ_TABLE = {
     .matmul = matmul,
@@ -28,4 +29,5 @@ const mcq_kernels MCQ_TABLE = {
     .cholesky_rows = cholesky_rows,
     .cholesky_update = cholesky_update,
     .cholesky_solve = cholesky_solve,
+    .hadamard = hadamard,
 };

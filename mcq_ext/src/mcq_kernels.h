@@ -96,6 +96,9 @@ typedef struct {
     size_t (*cholesky_rows)(double *a_nn, size_t n, size_t first, size_t last);
     void (*cholesky_update)(double *a_nn, size_t n, size_t first, size_t last, size_t from, size_t to);
     void (*cholesky_solve)(const double *u_nn, double *b_nk, size_t n, size_t k);
+
+    /* Randomised Hadamard transform of rows in S steps, or its inverse, see the body; signs are 1 and -1, out may be x. */
+    void (*hadamard)(const float *x_nd, const float *signs_Sd, float *out_nd, size_t n, size_t d, size_t S, int inverse);
 } mcq_kernels;
 
 /* Levels from slowest to fastest; mcq_level_name(i) is NULL past the last one that this CPU runs. */

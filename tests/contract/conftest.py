@@ -38,6 +38,18 @@ OPTIONS = [
     (4, 4, 8, "row"),
     (4, 8, 3, "none"),
 ]
+#: Quantizers without learned codebooks, with their options in order.
+OTHERS = [
+    (mcq.ScalarQuantizer, (3, 8, True, False)),
+    (mcq.ScalarQuantizer, (4, None, False, True)),
+    (mcq.ScalarQuantizer, (2, 5, True, True)),
+    (mcq.CompandedQuantizer, (4.0, 512, "best")),
+    (mcq.CompandedQuantizer, (5.5, 25, "lloyd")),
+    (mcq.CompandedQuantizer, (3.0, 50, "companded")),
+    (mcq.GridQuantizer, (1, 4)),
+    (mcq.GridQuantizer, (2, 256, 1)),
+    (mcq.GridQuantizer, (4, 1024, 0)),
+]
 QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer, mcq.RelaxedQuantizer]
 ROUNDS = 3
 EXTENTS = (1.0, 0.7, 0.7, 0.3)
@@ -60,6 +72,8 @@ class Case(NamedTuple):
         return -(-D // (self.options[2] or D)) if self.quantizer is mcq.ProductQuantizer else 1
 
     def new(self):
+        if not self.has_codebooks:
+            return self.quantizer(*self.options)
         num_codebooks, codebook_bits, group_size, scale = self.options
         if self.quantizer is mcq.ProductQuantizer:
             kind = {"method": "residual", "rotation": "learned"} if codebook_bits == 4 else {"rotation": "random"}
@@ -70,6 +84,10 @@ class Case(NamedTuple):
             extents = EXTENTS[:num_codebooks]
             return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS, extents=extents)
         return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS)
+
+    @property
+    def has_codebooks(self):
+        return self.quantizer in QUANTIZERS
 
     @property
     def exists(self):
@@ -96,13 +114,29 @@ def fit(case):
     return quantizer, quantizer.fit_encode(X, case.metric)
 
 
-EVERY = [case for case in itertools.starmap(Case, itertools.product(QUANTIZERS, OPTIONS, METRICS)) if case.exists]
+WITH_CODEBOOKS = [
+    case for case in itertools.starmap(Case, itertools.product(QUANTIZERS, OPTIONS, METRICS)) if case.exists
+]
+EVERY = WITH_CODEBOOKS + [Case(*other, metric) for other, metric in itertools.product(OTHERS, METRICS)]
 #: Each quantizer and each metric with few options, for what has little to do with the options.
-SOME = [case for case in EVERY if case.options in (OPTIONS[1], OPTIONS[4], OPTIONS[6], OPTIONS[8])]
+SOME_WITH_CODEBOOKS = [
+    case for case in WITH_CODEBOOKS if case.options in (OPTIONS[1], OPTIONS[4], OPTIONS[6], OPTIONS[8])
+]
+SOME = SOME_WITH_CODEBOOKS + [case for case in EVERY if (case.quantizer, case.options) in OTHERS[1::3]]
 
 
 @pytest.fixture(params=EVERY, ids=str)
 def case(request):
+    return request.param
+
+
+@pytest.fixture(params=WITH_CODEBOOKS, ids=str)
+def codebook_case(request):
+    return request.param
+
+
+@pytest.fixture(params=SOME_WITH_CODEBOOKS, ids=str)
+def some_codebook_case(request):
     return request.param
 
 
