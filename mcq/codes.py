@@ -158,6 +158,10 @@ class Codes:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the codes to a container file; `mcq.load` or `Codes.load` reads it back."""
+        io.write(path, *self.container())
+
+    def container(self) -> io.Container:
+        """Return what `save` writes; `mcq.io.restore` makes codes of it again."""
         config = {
             "shape": list(self.shape),
             "num_groups": self.num_groups,
@@ -165,7 +169,7 @@ class Codes:
             "codebook_bits": self.codebook_bits,
         }
         scales = {} if self.scales is None else {"scales": self.scales}
-        io.write(path, "codes", config, {"packed": self.packed, **scales})
+        return io.Container("codes", config, {"packed": self.packed, **scales})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Codes:
