@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mcq.errors import ConfigError, InputError
+from mcq.validate import one_of
 
 # torch and transformers take seconds to import; `mcq --help` must not wait for them.
 app = typer.Typer(
@@ -26,7 +27,8 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads of each proces
 def quantize_command(
     model: Annotated[str, typer.Argument(help="Hugging Face id, folder, or .gguf file.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; must not exist or be empty.")] = None,
-    bits: Annotated[int, typer.Option(help="Bits per weight: so many 8-bit codebooks over groups of 8.")] = 2,
+    codec: Annotated[str, typer.Option(help="Kind of codes: additive or residual (see docs).")] = "additive",
+    bits: Annotated[float, typer.Option(help="Bits per weight; of additive codes so many 8-bit codebooks.")] = 2,
     codebooks: Annotated[int | None, typer.Option(help="Number of codebooks, instead of what --bits says.")] = None,
     codebook_bits: Annotated[int | None, typer.Option(help="Bits per code, instead of 8.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Inputs per group, instead of 8.")] = None,
@@ -50,7 +52,10 @@ def quantize_command(
     lookahead: Annotated[
         int, typer.Option(help="With --tune block: how many further blocks an error is seen through.")
     ] = 0,
-    dense: Annotated[bool, typer.Option("--dense", help="Write ordinary weights instead of AQLM codes.")] = False,
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="aqlm, mcq or dense; default: aqlm for additive codes, else mcq.")
+    ] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Write ordinary weights, like --format dense.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.partial.")] = False,
     stream: Annotated[
@@ -60,32 +65,32 @@ def quantize_command(
 ) -> None:
     """Quantize every linear layer in the blocks of a model."""
     _set_up(threads)
+    from mcq_llm.codecs import CODECS
     from mcq_llm.config import Options
     from mcq_llm.memory import return_freed_memory
+    from mcq_llm.overrides import Override, changed
     from mcq_llm.plan import plan_table, predict_seconds
     from mcq_llm.prepare import prepare
     from mcq_llm.run import run
-    from mcq_llm.setting import Override, Setting
     from mcq_llm.text import read_text
     from mcq_llm.tune import TuneOptions
     from mcq_llm.world import is_first
 
+    if dense and file_format not in (None, "dense"):
+        raise ConfigError(f"--dense and --format {file_format} contradict each other; leave out one of them")
     if stream:
         # Weights come and go block by block: small ones, too, would leave holes in the heap that never fill again.
         return_freed_memory(1 << 17)
-    standard = Setting.of_bits(bits)
+    standard = CODECS[one_of(codec, CODECS, "--codec")].of_bits(bits)
+    details = {"codebooks": codebooks, "bits": codebook_bits, "group": group_size}
     options = Options(
-        setting=Setting(
-            codebooks=standard.codebooks if codebooks is None else codebooks,
-            bits=standard.bits if codebook_bits is None else codebook_bits,
-            group=standard.group if group_size is None else group_size,
-        ),
+        setting=changed(standard, {name: value for name, value in details.items() if value is not None}),
         overrides=tuple(Override.parse(text) for text in override or []),
         tokens=tokens,
         window=window,
         batch=batch,
         seed=seed,
-        dense=dense,
+        format="dense" if dense else file_format or ("aqlm" if codec == "additive" else "mcq"),
         target=target,
         correction=correction,
         precision=precision,

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 
 from mcq.errors import ConfigError
 from mcq.validate import in_range, one_of
+from mcq_llm.codecs import AdditiveSetting
+from mcq_llm.formats import FORMATS
+from mcq_llm.overrides import Override
 from mcq_llm.precision import PRECISIONS
-from mcq_llm.setting import Override, Setting
+from mcq_llm.setting import Setting
 from mcq_llm.tune import TuneOptions
 
 TARGETS = ("quantized", "original")
@@ -28,8 +31,9 @@ class Options:
     batch : int
         Sequences that pass through a block together; bounds the memory, does not change the result.
     seed : int
-    dense : bool
-        Write ordinary weights instead of codes; needed for what AQLM checkpoints cannot express.
+    format : {"aqlm", "mcq", "dense"}
+        What is written: an AQLM checkpoint, which stock loaders read; mcq's own format, for what that cannot express;
+        or ordinary weights.
     target : {"quantized", "original"}
         What a layer is to reproduce on the inputs that the quantized layers before it produce: its own
         original output on these same inputs, or its output in the original model.
@@ -47,13 +51,13 @@ class Options:
         With ``tune="block"``.
     """
 
-    setting: Setting = field(default_factory=Setting)
+    setting: Setting = field(default_factory=AdditiveSetting)
     overrides: tuple[Override, ...] = ()
     tokens: int = 32 * 1024
     window: int = 1024
     batch: int = 2
     seed: int = 0
-    dense: bool = False
+    format: str = "aqlm"
     target: str = "original"
     correction: float = 0.5
     damping: float = 0.01
@@ -67,6 +71,7 @@ class Options:
         in_range(self.seed, 0, None, "seed")
         in_range(self.correction, 0.0, 1.0, "correction")
         in_range(self.damping, 0.0, None, "damping")
+        one_of(self.format, FORMATS, "format")
         one_of(self.target, TARGETS, "target")
         one_of(self.precision, PRECISIONS, "precision")
         one_of(self.tune, TUNE, "tune")

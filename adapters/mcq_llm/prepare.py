@@ -13,7 +13,7 @@ from mcq.errors import ConfigError
 from mcq_llm.blocks import Blocks, find_blocks
 from mcq_llm.config import Options
 from mcq_llm.load import load, load_streamed, require_dense
-from mcq_llm.plan import Layer, make_plan, require_aqlm
+from mcq_llm.plan import Layer, make_plan, require_aqlm, require_mcq
 from mcq_llm.precision import resolve
 from mcq_llm.text import spread_windows, text_hash, tokenize
 from mcq_llm.world import ALONE, World
@@ -90,9 +90,11 @@ def prepare(
         blocks = find_blocks(model)
     options = _resolved(options, model.device)
     plan = make_plan(blocks, options)
-    if not options.dense:
+    if options.format == "aqlm":
         for warning in require_aqlm(plan, blocks):
             log.warning(warning)
+    elif options.format == "mcq":
+        require_mcq(plan, blocks)
     windows = spread_windows(tokenize(tokenizer, text), options.tokens // options.window, options.window)
     return Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), spill, world)
 

@@ -11,9 +11,8 @@ from typing import Any
 from mcq_llm.card import Facts
 from mcq_llm.checkpoint import Checkpoint, fingerprint
 from mcq_llm.config import Options
-from mcq_llm.export import describe
+from mcq_llm.export import finish
 from mcq_llm.html_report import write_report
-from mcq_llm.plan import quantized
 from mcq_llm.prepare import Prepared, prepare
 from mcq_llm.quantize import BlockReport, LayerReport, quantize
 from mcq_llm.storage import resumable_folder, write_bytes
@@ -65,7 +64,7 @@ def write(prepared: Prepared, folder: Path, name: str) -> None:
     """Quantize a prepared model in place; the first process writes a checkpoint called `name` into `folder`."""
     model, blocks, options, world = prepared.model, prepared.blocks, prepared.options, prepared.world
     identity = world.from_first(lambda: fingerprint(model, blocks, prepared.windows, options))
-    checkpoint = Checkpoint(folder, model, blocks, prepared.plan, options.dense, identity)
+    checkpoint = Checkpoint(folder, model, blocks, prepared.plan, options.format, identity)
 
     def take_up() -> bool:
         """Return whether an earlier run came to its end; else make its reports agree with its parts."""
@@ -85,8 +84,7 @@ def write(prepared: Prepared, folder: Path, name: str) -> None:
     if not world.first:
         return
     if not complete:
-        setting = quantized(prepared.plan)[0].setting
-        describe(model, prepared.tokenizer, setting, checkpoint.write_shards(), folder)
+        finish(checkpoint, model, prepared.tokenizer, prepared.plan, options.format)
         Facts.of(model, prepared.tokenizer, options, name, prepared.text).save(folder)
         write_report(folder)
     checkpoint.seal()
