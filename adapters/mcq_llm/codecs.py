@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import ClassVar, Literal, Self, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 import mcq
+from mcq import rate
 from mcq.errors import ConfigError
 from mcq.validate import in_range, one_of
 from mcq_llm.setting import Setting
 
 Scale = Literal["none", "row", "group"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
+#: The codebooks that an allocation chooses from.
+LEAST_BITS, MOST_BITS, MOST_CODEBOOKS = 4, 8, 6
+#: Error with 2, 3, ... codebooks, relative to that with one less, in units of the ideal share 4**-(bits / group).
+#: Measured on layers of SmolLM2-135M under their Grams; the same to 5 % for attention and feed-forward layers.
+FURTHER = (1.0, 1.08, 1.14, 1.18, 1.2)
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -55,10 +66,35 @@ class AdditiveSetting(Setting):
         return cls(codebooks=in_range(int(bits), 1, 16, "bits per weight"))
 
     @classmethod
-    def candidates(cls) -> list[Setting]:
+    def reaches(cls, bits: float) -> bool:  # noqa: D102
+        return bits == int(bits)
+
+    def candidates(self) -> list[Setting]:
         """Return 1 to 6 codebooks of 4 to 8 bits: small layers cannot afford large codebooks."""
-        grid = [(m * b, b, m) for m, b in product(range(1, 7), range(4, 9)) if m * b >= 7]
-        return [cls(m, b) for _, b, m in sorted(grid)]
+        bits = range(LEAST_BITS, MOST_BITS + 1)
+        grid = [(m * b, b, m) for m, b in product(range(1, MOST_CODEBOOKS + 1), bits) if m * b >= MOST_BITS - 1]
+        return [replace(self, codebooks=m, bits=b) for _, b, m in sorted(grid)]
+
+    def curve(self, weight: NDArray[np.float32], metric: mcq.Gram) -> dict[Setting, float]:
+        """Return the relative error that a layer will have with each of the candidates.
+
+        One codebook of few and one of many entries are fitted. With the size of a codebook the logarithm of the error
+        falls evenly, and each further codebook takes the share off it that `FURTHER` says.
+        """
+        first = {}
+        for bits in (LEAST_BITS, MOST_BITS):
+            quantizer = mcq.AdditiveQuantizer(1, bits, self.group, self.scale, rounds=2, search_steps=1)
+            rebuilt = quantizer.decode(quantizer.fit_encode(weight, metric))
+            first[bits] = math.log(max(metric.relative_error(weight, rebuilt), TINY))
+        slope = (first[MOST_BITS] - first[LEAST_BITS]) / (MOST_BITS - LEAST_BITS)
+        curve: dict[Setting, float] = {}
+        for setting in self.candidates():
+            assert isinstance(setting, AdditiveSetting)  # noqa: S101
+            further = math.prod(FURTHER[: setting.codebooks - 1]) * 4 ** (
+                -setting.bits / setting.group * (setting.codebooks - 1)
+            )
+            curve[setting] = math.exp(first[LEAST_BITS] + slope * (setting.bits - LEAST_BITS)) * further
+        return curve
 
     def groups(self, inputs: int) -> int:
         """Return the number of groups in a row of `inputs` weights."""
@@ -89,6 +125,17 @@ class ResidualSetting(AdditiveSetting):
 
     codec = "residual"
     kind = mcq.ResidualQuantizer
+
+    def curve(self, weight: NDArray[np.float32], metric: mcq.Gram) -> dict[Setting, float]:
+        """Return the relative error that a layer will have with each of the candidates: of prefixes of a few codes."""
+        curve: dict[Setting, float] = {}
+        zeros = metric.distortion(weight, np.zeros_like(weight)) or 1.0
+        for bits in range(LEAST_BITS, MOST_BITS + 1):
+            quantizer = mcq.ResidualQuantizer(MOST_CODEBOOKS, bits, self.group, self.scale, rounds=2, search_steps=1)
+            unit = rate.residual_curve("", quantizer, quantizer.fit_encode(weight, metric), weight, metric)
+            for m, distortion in zip(unit.settings, unit.distortion, strict=True):
+                curve[replace(self, codebooks=int(str(m)), bits=bits)] = distortion / zeros
+        return {setting: curve[setting] for setting in self.candidates()}
 
     def __str__(self) -> str:
         return f"residual {super().__str__()}"

@@ -65,10 +65,13 @@ class PlannedLayer(Layer):
     setting : Setting
     cost : mcq.Bits
         Of the layer as it will be written, per weight.
+    predicted : float or None
+        Relative error that the setting was chosen for, if it was chosen by that.
     """
 
     setting: Setting
     cost: mcq.Bits
+    predicted: float | None = None
 
     @property
     def payload(self) -> float:  # noqa: D102
@@ -251,13 +254,15 @@ def mean_bits(plan: Sequence[Layer]) -> tuple[float, float]:
 def plan_table(plan: Sequence[Layer], seconds: dict[str, float]) -> str:
     """Return the plan as text: one line per layer, and a total."""
     width = max(len(layer.name) for layer in plan)
-    lines = [f"{'layer':{width}}  {'shape':>13}  {'setting':>16}  payload   all-in  seconds"]
+    lines = [f"{'layer':{width}}  {'shape':>13}  {'setting':>16}  payload   all-in    error  seconds"]
     for layer in plan:
         setting = str(layer.setting) if isinstance(layer, PlannedLayer) else "dense"
         shape = f"{layer.rows}x{layer.columns}"
-        cost = f"{layer.payload:7.3f}  {layer.all_in:7.3f}  {seconds.get(layer.name, 0.0):7.1f}"
+        predicted = layer.predicted if isinstance(layer, PlannedLayer) else 0.0
+        error = "unknown" if predicted is None else f"{predicted:7.4f}"
+        cost = f"{layer.payload:7.3f}  {layer.all_in:7.3f}  {error}  {seconds.get(layer.name, 0.0):7.1f}"
         lines.append(f"{layer.name:{width}}  {shape:>13}  {setting:>16}  {cost}")
     payload, all_in = mean_bits(plan)
     total = f"{len(plan)} layers, {sum(layer.entries for layer in plan):,} weights"
-    lines.append(f"{total:{width + 33}}  {payload:7.3f}  {all_in:7.3f}  {sum(seconds.values()):7.1f}")
+    lines.append(f"{total:{width + 33}}  {payload:7.3f}  {all_in:7.3f}  {'':7}  {sum(seconds.values()):7.1f}")
     return "\n".join(lines)

@@ -47,6 +47,8 @@ class LayerReport:
         Of round-to-nearest at the payload's bits, the smallest whole number not below.
     error_after : float
         Of the quantized layer, on the same inputs and against the same target.
+    error_predicted : float or None
+        Of the layer alone in the original model, where its setting was chosen by that.
     tokens : int
         That it was fitted to. 0 for an expert that nothing is known about: its errors are plain squared ones.
     borrowed : int
@@ -59,6 +61,7 @@ class LayerReport:
     setting: str
     error_before: float
     error_after: float
+    error_predicted: float | None
     seconds: float
     peak_megabytes: float
     bits_payload: float
@@ -304,6 +307,7 @@ def quantize_layer(
         setting=str(planned.setting),
         error_before=float(statistics.metric.relative_error(target, rounded.numpy())),
         error_after=float(statistics.metric.relative_error(target, decoded.numpy())),
+        error_predicted=planned.predicted,
         seconds=time.perf_counter() - start,
         peak_megabytes=peak_megabytes(),
         bits_payload=planned.payload,

@@ -15,7 +15,7 @@ from mcq_llm.export import finish
 from mcq_llm.html_report import write_report
 from mcq_llm.prepare import Prepared, prepare
 from mcq_llm.quantize import BlockReport, LayerReport, quantize
-from mcq_llm.storage import resumable_folder, write_bytes
+from mcq_llm.storage import MEASURED, resumable_folder, write_bytes
 from mcq_llm.summary import LINES
 from mcq_llm.world import joined
 
@@ -31,6 +31,8 @@ def run(
     resume: bool = False,
     stream: bool = False,
     spill: Path | None = None,
+    cache: Path | None = None,
+    show: Callable[[Prepared], None] = lambda prepared: None,
 ) -> None:
     """Quantize a model and write it to the folder `out`, completely or not at all.
 
@@ -49,6 +51,10 @@ def run(
         Whether to go on with ``OUT.partial``, if an earlier run was interrupted.
     stream, spill
         See `prepare`.
+    cache : Path, optional
+        Folder for the measurements that a budget is shared out by; without it they are in `out`.
+    show : callable
+        Called with what was prepared, before the work begins.
 
     Raises
     ------
@@ -56,7 +62,9 @@ def run(
         Before any work, for whatever could fail later.
     """
     with joined() as world, resumable_folder(out, resume) if world.first else nullcontext(Path(out)) as folder:
-        prepared = prepare(source, text, options, stream=stream, spill=spill, world=world)
+        kept = cache or folder / MEASURED
+        prepared = prepare(source, text, options, stream=stream, spill=spill, world=world, cache=kept)
+        show(prepared)
         write(prepared, folder, name=Path(out).name)
 
 

@@ -8,11 +8,14 @@ from functools import cache
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 import mcq
 
 #: Rows of the matrices that the cost of a setting is measured on.
 SAMPLE_ROWS = (8, 24)
+#: Rows of a layer that its curve is measured on.
+CURVE_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,35 @@ class Setting(ABC):
         """
 
     @classmethod
+    def reaches(cls, bits: float) -> bool:
+        """Return whether there is a setting of `bits` bits per weight, and not only a mixture of several."""
+        return True
+
     @abstractmethod
-    def candidates(cls) -> list[Setting]:
-        """Return settings from the fewest to the most bits, for an allocation to choose from."""
+    def candidates(self) -> list[Setting]:
+        """Return settings from the fewest to the most bits, for an allocation to choose from.
+
+        What does not decide the bits is as in this setting.
+        """
+
+    def curve(self, weight: NDArray[np.float32], metric: mcq.Gram) -> dict[Setting, float]:
+        """Return the relative error that a layer will have with each of the candidates.
+
+        All of them encode the same few rows. How rows are scattered about the mean of all is the same for all settings:
+        one candidate that encodes every row tells it.
+
+        Parameters
+        ----------
+        weight : array of shape (outputs, inputs)
+        metric : mcq.Gram
+            Of the inputs of the layer.
+        """
+        candidates = self.candidates()
+        rows = np.sort(np.random.default_rng(0).permutation(len(weight))[:CURVE_ROWS])
+        errors = [_error(setting, weight[rows], metric) for setting in candidates]
+        middle = len(candidates) // 2
+        ratio = _error(candidates[middle], weight, metric) / errors[middle] if len(weight) > CURVE_ROWS else 1.0
+        return dict(zip(candidates, (ratio * error for error in errors), strict=True))
 
     @property
     def has_scales(self) -> bool:
@@ -66,6 +95,11 @@ class Setting(ABC):
         per_row, shared = _measured(self, columns)
         payload = per_row.payload * rows
         return mcq.Bits(payload / (rows * columns), (per_row.all_in * rows + shared) / (rows * columns))
+
+
+def _error(setting: Setting, weight: NDArray[np.float32], metric: mcq.Gram) -> float:
+    quantizer = setting.quantizer()
+    return metric.relative_error(weight, quantizer.decode(quantizer.fit_encode(weight, metric)))
 
 
 @cache
