@@ -163,13 +163,17 @@ class Codes:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the codes to a container file; `mcq.load` or `Codes.load` reads it back."""
+        io.write(path, *self.container())
+
+    def container(self) -> io.Container:
+        """Return what `save` writes; `mcq.io.restore` makes codes of it again."""
         config = {
             "shape": list(self.shape),
             "num_groups": self.num_groups,
             "num_codebooks": self.num_codebooks,
             "codebook_bits": self.codebook_bits,
         }
-        io.write(path, "codes", config, self._arrays)
+        return io.Container("codes", config, self._arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Codes:

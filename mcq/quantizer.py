@@ -83,8 +83,18 @@ class Quantizer(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write config and arrays to a container file; the file appears whole or not at all."""
+        io.write(path, *self.container())
+
+    def container(self) -> io.Container:
+        """Return what `save` writes; `mcq.io.restore` makes a quantizer of it again.
+
+        Raises
+        ------
+        NotFittedError
+            If nothing was learned yet.
+        """
         self._require_fitted()
-        io.write(path, self.kind, dataclasses.asdict(self.config), self.arrays)
+        return io.Container(self.kind, dataclasses.asdict(self.config), self.arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -93,9 +93,13 @@ class ScalarCodes:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the codes to a container file; `mcq.load` or `ScalarCodes.load` reads it back."""
+        io.write(path, *self.container())
+
+    def container(self) -> io.Container:
+        """Return what `save` writes; `mcq.io.restore` makes codes of it again."""
         config = {"shape": list(self.shape), "row_bits": list(self.row_bits)}
         arrays = {f"side.{name}": array for name, array in self.side.items()}
-        io.write(path, "scalar codes", config, {"packed": self.packed, **arrays})
+        return io.Container("scalar codes", config, {"packed": self.packed, **arrays})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ScalarCodes:

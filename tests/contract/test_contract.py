@@ -68,6 +68,16 @@ def test_file_gives_back_an_equal_quantizer(case, x, tmp_path):
     assert loaded.encode(x, case.metric) == quantizer.encode(x, case.metric)
 
 
+def test_a_container_makes_the_same_objects_again(some_case, x):
+    quantizer, codes = some_case.fitted()
+    restored, restored_codes = (io.restore(part.container(), "here") for part in (quantizer, codes))
+    assert type(restored) is type(quantizer)
+    assert restored_codes == codes
+    assert np.array_equal(restored.decode(restored_codes), quantizer.decode(codes))
+    with pytest.raises(mcq.FormatError, match="here is not a usable container"):
+        io.restore(codes.container()._replace(arrays={}), "here")
+
+
 def test_unknown_option_in_a_file_is_refused(some_codebook_case, tmp_path):
     quantizer, _ = some_codebook_case.fitted()
     config = dataclasses.asdict(quantizer.config) | {"num_codebook": 3}
