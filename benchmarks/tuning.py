@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mcq_llm.aqlm_format import StoredLayer
+from mcq_llm.aqlm_format import AqlmLayer
 from mcq_llm.blocks import Blocks, find_blocks, get_bias
 from mcq_llm.calibrate import Stream
 from mcq_llm.coded_linear import CodedLinear
@@ -58,7 +58,7 @@ def main() -> None:
     print(f"seconds     {seconds:.0f}, {processor:.0f} of processor time; peak {peak_megabytes():.0f} MB")
 
 
-def coded_block(blocks: Blocks, index: int, stored: dict[str, StoredLayer]) -> nn.Module:
+def coded_block(blocks: Blocks, index: int, stored: dict[str, AqlmLayer]) -> nn.Module:
     """Return block `index` with layers that decode their weights."""
     block = blocks.modules[index]
     for name, layer in blocks.layers(index).items():

@@ -15,14 +15,22 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mcq.additive import AdditiveQuantizer
 from mcq.codes import Bits, Codes
+from mcq.companded import CompandedQuantizer
 from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFittedError
+from mcq.grids import GridQuantizer, gaussian_grid
 from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
+from mcq.outliers import OutlierQuantizer
 from mcq.product import ProductQuantizer
 from mcq.pyramid import PyramidQuantizer
 from mcq.quantizer import Quantizer
+from mcq.rate import Allocation, Unit, allocate, residual_curve
+from mcq.relaxed import RelaxedQuantizer
 from mcq.residual import ResidualQuantizer
+from mcq.scalar import ScalarQuantizer
+from mcq.scalar_codes import ScalarCodes
 from mcq.shell import ShellQuantizer
+from mcq.transforms import Composition, Hadamard, Permutation, Scaling, Transform
 
 try:
     __version__ = version("multicodebook")
@@ -31,22 +39,38 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 __all__ = [
     "AdditiveQuantizer",
+    "Allocation",
     "Bits",
     "Codes",
+    "CompandedQuantizer",
+    "Composition",
     "ConfigError",
     "Diagonal",
     "FormatError",
     "Gram",
+    "GridQuantizer",
+    "Hadamard",
     "Identity",
     "InputError",
     "LowRank",
     "McqError",
     "Metric",
     "NotFittedError",
+    "OutlierQuantizer",
+    "Permutation",
     "ProductQuantizer",
     "PyramidQuantizer",
     "Quantizer",
+    "RelaxedQuantizer",
     "ResidualQuantizer",
     "ShellQuantizer",
+    "ScalarCodes",
+    "ScalarQuantizer",
+    "Scaling",
+    "Transform",
+    "Unit",
+    "allocate",
+    "gaussian_grid",
     "load",
+    "residual_curve",
 ]

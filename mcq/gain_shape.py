@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NoReturn, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -121,11 +121,6 @@ class GainShapeQuantizer(Quantizer):
         """Gains (S,), in units of `gain`."""
         self._require_fitted()
         return self.arrays["gain_table"]
-
-    @property
-    def codebooks(self) -> NoReturn:
-        """There are none: raises `AttributeError`."""
-        raise AttributeError(f"{type(self).__name__} stores no codebooks; see its lattice and gain_table")
 
     @property
     def word_bits(self) -> int:

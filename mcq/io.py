@@ -49,7 +49,7 @@ _CLASSES: dict[str, type[Loadable]] = {}
 
 
 class Container(NamedTuple):
-    """The contents of a container file."""
+    """What an object consists of, as a container file holds it."""
 
     kind: str
     config: dict[str, Any]
@@ -74,14 +74,30 @@ def load(path: StrPath) -> Any:
     FormatError
         If the file is damaged, foreign, newer than this mcq, or of an unknown kind.
     """
-    kind, config, arrays = read(path)
+    return restore(read(path), str(path))
+
+
+def restore(container: Container, source: str) -> Any:
+    """Return the object whose ``container()`` this is; `source` is how errors call the place it comes from.
+
+    Raises
+    ------
+    FormatError
+        If the kind is unknown, or config and arrays do not make an object of it.
+    """
+    kind, config, arrays = container
     if kind not in _CLASSES:
         known = ", ".join(sorted(_CLASSES))
-        raise FormatError(f"{path} holds the unknown kind {kind!r} (known: {known}); upgrade multicodebook")
+        raise FormatError(f"{source} holds the unknown kind {kind!r} (known: {known}); upgrade multicodebook")
     try:
-        return _CLASSES[kind]._from_container(config, arrays)
+        return build(kind, config, arrays)
     except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} is not a usable container of kind {kind!r}: {error}") from error
+        raise FormatError(f"{source} is not a usable container of kind {kind!r}: {error}") from error
+
+
+def build(kind: str, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Return the object of a registered kind that these make up; errors are those of its class."""
+    return _CLASSES[kind]._from_container(config, arrays)
 
 
 def load_as(cls: type[T], path: StrPath) -> T:
@@ -117,7 +133,7 @@ def write(path: StrPath, kind: str, config: Mapping[str, Any], arrays: Mapping[s
         "format_version": FORMAT_VERSION,
         "kind": kind,
         "config": text,
-        "sha256": _digest(kind, text, stored),
+        "sha256": digest(kind, text, stored),
     }
     with replacing(path) as temporary, open(temporary, "xb") as file:
         _write_safetensors(file, stored, metadata)
@@ -144,7 +160,7 @@ def read(path: StrPath) -> Container:
         kind, text, stored = metadata["kind"], metadata["config"], metadata["sha256"]
     except KeyError as error:
         raise FormatError(f"{path} lacks the metadata entry {error}; it was altered") from None
-    if _digest(kind, text, arrays) != stored:
+    if digest(kind, text, arrays) != stored:
         raise FormatError(f"{path} does not match its checksum; it was altered or damaged, make it again")
     return Container(kind, json.loads(text), arrays)
 
@@ -206,11 +222,11 @@ def _require_ours(path: StrPath, metadata: Mapping[str, str]) -> None:
         raise FormatError(f"{path} has format version {version}, newer than this mcq; upgrade multicodebook")
 
 
-def _digest(kind: str, config: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+def digest(kind: str, config: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     """Hash kind, config and arrays with their names, dtypes and shapes, so that no part can be exchanged."""
     names = sorted(arrays)
     layout = [[name, arrays[name].dtype.str, list(arrays[name].shape)] for name in names]
-    digest = hashlib.sha256(json.dumps([kind, config, layout]).encode())
+    total = hashlib.sha256(json.dumps([kind, config, layout]).encode())
     for name in names:
-        digest.update(_bytes(arrays[name]))
-    return digest.hexdigest()
+        total.update(_bytes(arrays[name]))
+    return total.hexdigest()

@@ -167,10 +167,10 @@ class Gram(Metric):
         self.d = len(self.matrix)
 
     @classmethod
-    def _of(cls, matrix: Floats) -> Gram:
-        """Wrap a matrix that is known to be good."""
+    def trusted(cls, matrix: Floats, damping: float = 0.0) -> Gram:
+        """Wrap a matrix that is known to be good, without a check."""
         gram = cls.__new__(cls)
-        gram.matrix, gram.damping, gram.d = np.ascontiguousarray(matrix), 0.0, len(matrix)
+        gram.matrix, gram.damping, gram.d = np.ascontiguousarray(matrix), damping, len(matrix)
         return gram
 
     def apply(self, x: Floats, columns: slice = EVERY) -> Floats:  # noqa: D102
@@ -185,13 +185,13 @@ class Gram(Metric):
     def arranged(self, order: NDArray[np.intp], d: int) -> Metric:  # noqa: D102
         real = order < d
         inside = np.where(real, order, 0)
-        return Gram._of(self.matrix[np.ix_(inside, inside)] * np.outer(real, real))
+        return Gram.trusted(self.matrix[np.ix_(inside, inside)] * np.outer(real, real))
 
     def for_search(self) -> Metric:  # noqa: D102
         mean = np.diagonal(self.matrix).mean(dtype=np.float64)
         unit = power_of_two_near(mean)
         extra = np.float32(self.damping * mean / unit)
-        return Gram._of(self.matrix / np.float32(unit) + extra * np.eye(len(self.matrix), dtype=np.float32))
+        return Gram.trusted(self.matrix / np.float32(unit) + extra * np.eye(len(self.matrix), dtype=np.float32))
 
 
 class LowRank(Metric):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -53,10 +53,18 @@ class Problem:
     gain: float
 
     @classmethod
-    def arrange(cls, x: ArrayLike, metric: Metric | None, group_size: int | None, gain: float | None = None) -> Problem:
+    def arrange(
+        cls,
+        x: ArrayLike,
+        metric: Metric | None,
+        group_size: int | None,
+        gain: float | None = None,
+        columns: NDArray[np.intp] | None = None,
+    ) -> Problem:
         """Check the data, cut them into groups and order the groups by descending weight.
 
-        Without `gain`, the power of two nearest to the root mean square of the data is taken.
+        Without `gain`, the power of two nearest to the root mean square of the data is taken. With `columns`, groups
+        are cut from the columns in this order.
 
         Raises
         ------
@@ -70,9 +78,10 @@ class Problem:
         metric.check_width(d)
         metric = metric.for_search()
         if gain is None:
-            gain = power_of_two_near(math.sqrt(float(np.mean(np.square(matrix, dtype=np.float64)))))
-            gain = min(max(gain, LEAST_GAIN), MOST_GAIN)
-        _require_in_range(matrix, gain)
+            gain = typical_size(matrix)
+        require_size(matrix, gain)
+        if columns is not None:
+            matrix, metric = matrix[:, columns], metric.arranged(columns, d)
         g = group_size or d
         groups = -(-d // g)
         padded = np.empty((n, groups * g), np.float32)
@@ -84,11 +93,25 @@ class Problem:
             weight[:d] = metric.diagonal(d)
             order = np.argsort(-weight.reshape(groups, g).sum(1), kind="stable")
             padded = np.take(padded.reshape(n, groups, g), order, axis=1).reshape(n, -1)
-        columns = (order[:, None] * g + np.arange(g)).ravel()
-        return cls(padded, metric.arranged(columns, d), g, order, gain)
+        places = (order[:, None] * g + np.arange(g)).ravel()
+        return cls(padded, metric.arranged(places, d), g, order, gain)
+
+    def in_order(self, group_order: NDArray[np.intp]) -> Problem:
+        """Return the same problem with its groups, named by their places in the data, in another order."""
+        g = self.group_size
+        columns = (np.argsort(self.group_order)[group_order][:, None] * g + np.arange(g)).ravel()
+        x, metric = np.ascontiguousarray(self.x[:, columns]), self.metric.arranged(columns, len(columns))
+        return replace(self, x=x, metric=metric, group_order=group_order)
 
     @classmethod
-    def parts(cls, x: ArrayLike, metric: Metric | None, group_size: int | None, gain: float) -> Iterator[Problem]:
+    def parts(
+        cls,
+        x: ArrayLike,
+        metric: Metric | None,
+        group_size: int | None,
+        gain: float,
+        columns: NDArray[np.intp] | None = None,
+    ) -> Iterator[Problem]:
         """Yield problems of some rows each, all of `x` in turn, so that an encode needs little beside it.
 
         Where groups are coupled there is only one: its preparation costs as much as thousands of rows.
@@ -106,7 +129,7 @@ class Problem:
             for start in range(0, n, step):
                 as_matrix(rows[start : start + step], first_row=start)
         for start in range(0, n, step):
-            yield cls.arrange(rows[start : start + step], metric, group_size, gain)
+            yield cls.arrange(rows[start : start + step], metric, group_size, gain, columns)
 
     @property
     def num_groups(self) -> int:
@@ -120,7 +143,14 @@ class Problem:
         return restored
 
 
-def _require_in_range(matrix: Floats, gain: float) -> None:
+def typical_size(matrix: Floats) -> float:
+    """Return the power of two nearest to the root mean square of the entries, within float32; 1 for zeros."""
+    size = power_of_two_near(math.sqrt(float(np.mean(np.square(matrix, dtype=np.float64)))))
+    return min(max(size, LEAST_GAIN), MOST_GAIN)
+
+
+def require_size(matrix: Floats, gain: float) -> None:
+    """Raise `InputError` if the matrix is too large for a gain that was chosen for other data."""
     largest = float(np.abs(matrix).max())
     if largest > MAX_RANGE * gain:
         raise InputError(

@@ -15,6 +15,7 @@ from mcq import io
 from mcq.codes import Bits, Codes
 from mcq.errors import InputError, NotFittedError
 from mcq.metric import Metric
+from mcq.storage import restored_codebooks
 from mcq.validate import config_from_dict
 
 Floats = NDArray[np.float32]
@@ -23,6 +24,9 @@ Progress = Callable[[int, int], None]
 
 class Quantizer(ABC):
     """Base of the quantizers.
+
+    Codes are `mcq.Codes` or, where codes differ in width, another class with the same methods: ``len``, slices of rows,
+    ``==``, `bits`, `save`, `load`, `concatenate`.
 
     Attributes
     ----------
@@ -41,9 +45,11 @@ class Quantizer(ABC):
 
     @property
     def codebooks(self) -> NDArray[np.float16]:
-        """Entries (M, K, g), or those of each slice, in units of `gain`."""
+        """Entries (M, K, g), or those of each slice, in units of `gain`; some quantizers have none."""
         self._require_fitted()
-        return self.arrays["codebooks"]
+        if "codebooks" not in self.arrays:
+            raise AttributeError(f"{type(self).__name__} has no codebooks, only {', '.join(self.arrays)}")
+        return restored_codebooks(self.arrays)
 
     @property
     def gain(self) -> float:
@@ -54,15 +60,15 @@ class Quantizer(ABC):
     @abstractmethod
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None
-    ) -> Codes:
+    ) -> Any:
         """Learn from `x` and return its codes, which come free at the end of a fit."""
 
     @abstractmethod
-    def encode(self, x: ArrayLike, metric: Metric | None = None) -> Codes:
+    def encode(self, x: ArrayLike, metric: Metric | None = None) -> Any:
         """Return the codes of `x` (n, d) under `metric`, one that weighs d columns."""
 
     @abstractmethod
-    def decode(self, codes: Codes) -> Floats:
+    def decode(self, codes: Any) -> Floats:
         """Return the reconstruction (n, d), float32."""
 
     def fit(
@@ -72,14 +78,25 @@ class Quantizer(ABC):
         self.fit_encode(x, metric, seed=seed, progress=progress)
         return self
 
-    def bits(self, codes: Codes) -> Bits:
+    def bits(self, codes: Any) -> Bits:
         """Return payload and all-in bits per entry of the matrix behind `codes`, all arrays of self included."""
-        return codes.bits(sum(array.nbytes for array in self.arrays.values()))
+        bits: Bits = codes.bits(sum(array.nbytes for array in self.arrays.values()))
+        return bits
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write config and arrays to a container file; the file appears whole or not at all."""
+        io.write(path, *self.container())
+
+    def container(self) -> io.Container:
+        """Return what `save` writes; `mcq.io.restore` makes a quantizer of it again.
+
+        Raises
+        ------
+        NotFittedError
+            If nothing was learned yet.
+        """
         self._require_fitted()
-        io.write(path, self.kind, dataclasses.asdict(self.config), self.arrays)
+        return io.Container(self.kind, dataclasses.asdict(self.config), self.arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -125,3 +142,9 @@ def require_array(arrays: Mapping[str, NDArray[Any]], name: str, dtype: type, sh
         raise InputError(f"array {name!r} must be {np.dtype(dtype)} of shape {shape}, got {found}")
     if any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
         raise InputError(f"array {name!r} must have shape {shape}, got {array.shape}")
+
+
+def require_no_outliers(codes: Codes) -> None:
+    """Raise `InputError` if codes come from an `OutlierQuantizer`, which alone knows how to add its outliers."""
+    if codes.outliers is not None:
+        raise InputError("the codes must come from a quantizer with the same options, but have outliers as well")

@@ -89,6 +89,7 @@ cdef extern from "mcq_kernels.h" nogil:
                                size_t) noexcept nogil
         void (*lattice_rank)(const mcq_lattice *, const int16_t *, uint64_t *, size_t) noexcept nogil
         void (*lattice_unrank)(const mcq_lattice *, const uint64_t *, int16_t *, size_t) noexcept nogil
+        void (*hadamard)(const float *, const float *, float *, size_t, size_t, size_t, int) noexcept nogil
 
     const char *mcq_level_name(int)
     const mcq_kernels *mcq_level_kernels(int)
@@ -336,3 +337,8 @@ def lattice_unrank(const uint64_t[::1] rank, const uint64_t[:, :, :] before, ptr
     cdef mcq_lattice lattice = lattice_of(before, y.shape[1], budget, squared)
     with nogil:
         kernels.lattice_unrank(&lattice, &rank[0], &y[0, 0], rank.shape[0])
+
+
+def hadamard(const float[:, ::1] x, const float[:, ::1] signs, float[:, ::1] out, bint inverse):
+    with nogil:
+        kernels.hadamard(&x[0, 0], &signs[0, 0], &out[0, 0], x.shape[0], x.shape[1], signs.shape[0], inverse)

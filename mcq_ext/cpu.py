@@ -353,3 +353,21 @@ def cholesky_solve(u: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np
     solution = np.array(b, order="C")
     _core.cholesky_solve(u, solution)
     return solution
+
+
+def hadamard(x: Floats, signs: Floats, inverse: bool = False, out: Floats | None = None) -> Floats:
+    """Return rows (n, d) after a randomised Hadamard transform, orthogonal, or its inverse.
+
+    Parameters
+    ----------
+    x : array of shape (n, d)
+    signs : array of shape (S, d), entries 1 and -1
+        Step s multiplies by signs[s]. With w the largest power of two in d, an even step then adds and subtracts the
+        halves of the row unless w = d, and transforms the first w entries; an odd step transforms the last w.
+    inverse : bool
+    out : array of shape (n, d), optional
+        Where the result goes; may be `x`.
+    """
+    out = empty(*x.shape) if out is None else out
+    split(lambda i, j: _core.hadamard(x[i:j], signs, out[i:j], inverse), len(x))
+    return out

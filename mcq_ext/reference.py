@@ -403,3 +403,33 @@ def cholesky_solve(u: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np
             x[p] -= u[p, i] * x[i]
         x[p] /= u[p, p]
     return x
+
+
+def hadamard(x: Floats, signs: Floats, inverse: bool = False, out: Floats | None = None) -> Floats:
+    """See `mcq_ext.cpu.hadamard`."""
+    out = np.empty_like(x) if out is None else out
+    out[:] = x
+    d = x.shape[1]
+    w = 1 << (d.bit_length() - 1)
+    for step in reversed(range(len(signs))) if inverse else range(len(signs)):
+        first = step % 2 == 0
+        if not inverse:
+            out *= signs[step]
+        if not inverse and first and w < d:
+            _butterfly(out[:, : d // 2], out[:, d - d // 2 :], np.sqrt(np.float32(0.5)))
+        block = np.ascontiguousarray(out[:, :w] if first else out[:, d - w :])
+        block *= np.float32(1) / np.sqrt(np.float32(w))
+        for level in range(w.bit_length() - 1):
+            pairs = block.reshape(len(x), -1, 2, 1 << level)
+            _butterfly(pairs[:, :, 0], pairs[:, :, 1])
+        out[:, slice(w) if first else slice(d - w, d)] = block
+        if inverse and first and w < d:
+            _butterfly(out[:, : d // 2], out[:, d - d // 2 :], np.sqrt(np.float32(0.5)))
+        if inverse:
+            out *= signs[step]
+    return out
+
+
+def _butterfly(a: Floats, b: Floats, factor: np.float32 | float = 1.0) -> None:
+    """Replace (a, b) by their sum and their difference, times `factor`."""
+    a[...], b[...] = (a + b) * factor, (a - b) * factor

@@ -75,14 +75,28 @@ def test_sdist_has_all_that_a_build_and_a_test_run_need(distributions):
     folders = (ROOT / folder for folder in ("mcq_ext", "mcq", "adapters", "tests"))
     sources = {path for folder in folders for path in folder.rglob("*") if path.suffix in SOURCE_SUFFIXES}
     assert {str(path.relative_to(ROOT)) for path in sources} <= names
-    assert {"Makefile", "constraints.txt", "LICENSE", "CHANGELOG.md", "README.md", "docs/index.md"} <= names
+    assert {
+        "Makefile",
+        "constraints.txt",
+        "LICENSE",
+        "CHANGELOG.md",
+        "README.md",
+        "docs/index.md",
+        "mcq/grids.npz",
+    } <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
 def test_wheel_has_the_modules_and_no_sources(distributions):
     with zipfile.ZipFile(distributions[1]) as archive:
         names = set(archive.namelist())
-    assert {f"mcq_ext/{MODULE}", "mcq_ext/py.typed", "mcq/py.typed", "mcq/encoders/__init__.py"} <= names
+    assert {
+        f"mcq_ext/{MODULE}",
+        "mcq_ext/py.typed",
+        "mcq/py.typed",
+        "mcq/grids.npz",
+        "mcq/encoders/__init__.py",
+    } <= names
     assert {"mcq_llm/__init__.py", "mcq_llm/cli.py", "mcq_search/__init__.py", "mcq_search/py.typed"} <= names
     assert not [name for name in names if name.endswith((".c", ".h", ".pyx", ".o", ".a"))]
     tops = {name.partition("/")[0] for name in names}

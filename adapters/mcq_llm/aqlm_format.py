@@ -25,17 +25,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 import mcq
+from mcq.errors import InputError
+from mcq_llm.codecs import AdditiveSetting
 from mcq_llm.setting import Setting
 
 CODED = ("codes", "codebooks", "scales")  # the tensors that stand for a weight
 
 
-def quantization_config(setting: Setting, skipped: list[str]) -> dict[str, Any]:
+def quantization_config(setting: AdditiveSetting, skipped: list[str]) -> dict[str, Any]:
     """Return the entry ``quantization_config`` of config.json.
 
     Parameters
     ----------
-    setting : Setting
+    setting : AdditiveSetting
         The one setting of all quantized layers.
     skipped : list of str
         Paths of all linear layers that are not quantized.
@@ -51,13 +53,21 @@ def quantization_config(setting: Setting, skipped: list[str]) -> dict[str, Any]:
     }
 
 
+def cost(setting: AdditiveSetting, rows: int, columns: int) -> mcq.Bits:
+    """Return the bits per weight of a layer: each code takes one or two whole bytes, and every row has a scale."""
+    codes = setting.codebooks * setting.groups(columns)
+    codebooks = 16 * setting.codebooks * 2**setting.bits * setting.group
+    all_in = rows * (8 * codes * -(-setting.bits // 8) + 16) + codebooks
+    return mcq.Bits(codes * setting.bits / columns, all_in / (rows * columns))
+
+
 @dataclass(frozen=True)
-class StoredLayer:
+class AqlmLayer:
     """The codes of a layer with everything needed to decode them, at the precision in which they are written.
 
     Attributes
     ----------
-    setting : Setting
+    setting : AdditiveSetting
     inputs : int
         Columns of the weight; the last group of a row may reach beyond.
     codes : array of shape (outputs, groups, codebooks), uint16
@@ -65,26 +75,35 @@ class StoredLayer:
     scales : array of shape (outputs, 1) or (outputs, groups), float16
     """
 
-    setting: Setting
+    setting: AdditiveSetting
     inputs: int
     codes: NDArray[np.uint16]
     codebooks: NDArray[np.float16]
     scales: NDArray[np.float16]
 
     @classmethod
-    def of(cls, setting: Setting, quantizer: mcq.AdditiveQuantizer, codes: mcq.Codes) -> StoredLayer:
+    def of(cls, setting: Setting, quantizer: mcq.Quantizer, codes: mcq.Codes) -> AqlmLayer:
         """Take over what a quantizer found; its overall gain, a power of two, moves into the scales."""
+        if not isinstance(quantizer, mcq.AdditiveQuantizer):
+            raise InputError(f"an AQLM layer must have additive codes, got {quantizer.kind} ones")
         outputs, inputs = codes.shape
         scales = np.ones((outputs, 1), np.float32) if codes.scales is None else codes.scales.astype(np.float32)
-        return cls(setting, inputs, codes.unpack(), quantizer.codebooks, (scales * quantizer.gain).astype(np.float16))
+        return cls(
+            _additive(setting),
+            inputs,
+            codes.unpack(),
+            quantizer.codebooks,
+            (scales * quantizer.gain).astype(np.float16),
+        )
 
     @classmethod
-    def of_tensors(cls, setting: Setting, inputs: int, tensors: Mapping[str, torch.Tensor]) -> StoredLayer:
+    def of_tensors(cls, setting: Setting, inputs: int, tensors: Mapping[str, torch.Tensor]) -> AqlmLayer:
         """Return the layer that `tensors` returned the tensors of."""
+        entries = 1 << _additive(setting).bits
         return cls(
-            setting,
+            _additive(setting),
             inputs,
-            (tensors["codes"].numpy().astype(np.int32) % (1 << setting.bits)).astype(np.uint16),
+            (tensors["codes"].numpy().astype(np.int32) % entries).astype(np.uint16),
             tensors["codebooks"][:, :, 0].numpy(),
             tensors["scales"][:, :, 0, 0].numpy(),
         )
@@ -104,6 +123,12 @@ class StoredLayer:
             "codebooks": torch.from_numpy(self.codebooks[:, :, None].copy()),
             "scales": torch.from_numpy(self.scales[:, :, None, None].copy()),
         }
+
+
+def _additive(setting: Setting) -> AdditiveSetting:
+    if not isinstance(setting, AdditiveSetting):
+        raise InputError(f"an AQLM layer must have additive codes, got {setting}")
+    return setting
 
 
 def decode(codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -158,6 +158,7 @@ def calibrated_stages(
     layers: Mapping[str, nn.Module],
     originals: Recorded | None,
     world: World = ALONE,
+    ordered: bool = True,
 ) -> Iterator[dict[str, Statistics | None]]:
     """Run a block up to each stage and gather the statistics of what its layers receive.
 
@@ -173,6 +174,8 @@ def calibrated_stages(
         What the layers receive in the original model, of `Stream.record`; let go as the stages pass.
     world : World
         The processes that share the batches.
+    ordered : bool
+        Whether layers that depend on one another make stages of their own; if not, one stage has them all.
 
     Yields
     ------
@@ -182,7 +185,7 @@ def calibrated_stages(
     """
     unfinished = dict(layers)
     while unfinished:
-        stage = _gather(calls, unfinished, originals, world)
+        stage = _gather(calls, unfinished, originals, world, ordered)
         if not stage:  # what is left never computes
             idle = {name: name for name in idle_experts(layers, unfinished)}
             yield _statistics({}, idle, layers, world)
@@ -199,6 +202,7 @@ def _gather(
     layers: Mapping[str, nn.Module],
     originals: Recorded | None,
     world: World,
+    ordered: bool,
 ) -> dict[str, Statistics | None]:
     """Return the statistics of the next stage."""
     moments: dict[str, Moments] = {}
@@ -214,7 +218,7 @@ def _gather(
             weights = None if rows is None else rows.weights
             moments.setdefault(name, Moments(inputs.shape[-1])).add(inputs, original, weights)
 
-    stage = run_stage(calls, layers, receive)
+    stage = run_stage(calls, layers, receive, ordered)
     # Routed tokens may reach a layer in some processes only.
     return _statistics(moments, world.merge({name: firsts[name] for name in stage}), layers, world)
 

@@ -31,10 +31,10 @@ class Facts:
         Of the checkpoint.
     base_model : str or None
         Hugging Face id of the original. None for one that came from a folder or file.
-    codes : bool
-        Whether it holds AQLM codes, or ordinary weights.
+    format : str
+        "aqlm", "mcq" or "dense".
     options : dict
-        Of `mcq_llm.Options`.
+        Of `mcq_llm.Options`, with the setting as text.
     tokenizer, calibration_text : str, str or None
         16 hexadecimal digits of the SHA-256 of vocabulary and calibration text.
     versions : dict of str to str
@@ -43,7 +43,7 @@ class Facts:
 
     name: str
     base_model: str | None
-    codes: bool
+    format: str
     options: dict[str, Any]
     tokenizer: str
     calibration_text: str | None
@@ -62,12 +62,17 @@ class Facts:
         return cls(
             name=name,
             base_model=_hub_id(model.config.name_or_path or ""),
-            codes=not options.dense,
-            options=asdict(options),
+            format=options.format,
+            options={**asdict(options), "setting": str(options.setting)},
             tokenizer=tokenizer_hash(tokenizer),
             calibration_text=calibration_text,
             versions={package: version(package) for package in ("multicodebook", "transformers", "torch")},
         )
+
+    @property
+    def written(self) -> str:
+        """What the checkpoint holds, in words."""
+        return {"aqlm": "AQLM codes", "mcq": "codes of multicodebook", "dense": "ordinary weights"}[self.format]
 
     def save(self, folder: Path) -> None:
         """Write quantization.json."""
@@ -132,4 +137,9 @@ def write_card(folder: Path, facts: Facts, evaluation: dict[str, Any] | None = N
 
 def _tags(facts: Facts, summary: Summary | None) -> list[str]:
     bits = [f"{summary.total.bits_payload:.3g}-bit"] if summary else []
-    return [*(["aqlm"] if facts.codes else []), "quantized", "additive-quantization", *bits]
+    return [
+        *([facts.format] if facts.format != "dense" else []),
+        "quantized",
+        *(["additive-quantization"] if facts.format == "aqlm" else []),
+        *bits,
+    ]

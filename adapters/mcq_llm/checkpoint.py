@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from mcq.errors import InputError
-from mcq_llm.aqlm_format import CODED, StoredLayer
 from mcq_llm.blocks import Blocks
 from mcq_llm.config import Options
+from mcq_llm.formats import StoredLayer, coded_layer, layer_type
 from mcq_llm.plan import Layer, quantized
 from mcq_llm.shards import INDEX
 from mcq_llm.storage import as_stored, read_tensors, write_bytes, write_tensors
@@ -41,8 +41,7 @@ class Checkpoint:
     blocks : Blocks
         Of `model`.
     plan : list of Layer
-    dense : bool
-        Whether layers are written as weights instead of codes.
+    file_format : {"aqlm", "mcq", "dense"}
     run : dict of str to str
         What decides the result, see `fingerprint`.
     """
@@ -53,11 +52,11 @@ class Checkpoint:
         model: PreTrainedModel,
         blocks: Blocks,
         plan: list[Layer],
-        dense: bool,
+        file_format: str,
         run: Mapping[str, str],
     ) -> None:
         self.folder = folder
-        self._model, self._blocks, self._dense = model, blocks, dense
+        self._model, self._blocks, self._format = model, blocks, file_format
         self._planned = {layer.name: layer for layer in quantized(plan)}
         self._decisive, self._run = run, digest(run)
         self._parts = folder / "parts"
@@ -103,7 +102,9 @@ class Checkpoint:
         state = {
             f"{self._block(index)}.{name}": tensor for name, tensor in self._blocks.modules[index].state_dict().items()
         }
-        write_tensors(self._part(self._block(index)), _tensors(state, {} if self._dense else layers), self._run)
+        write_tensors(
+            self._part(self._block(index)), _tensors(state, {} if self._format == "dense" else layers), self._run
+        )
         for path in self._parts.glob(f"{self._block(index)}.*.safetensors"):
             path.unlink()
 
@@ -119,13 +120,15 @@ class Checkpoint:
                 layer = name.removesuffix(".weight")
                 target.copy_(self._coded(layer, tensors).weight())
 
-    def write_shards(self) -> list[str]:
+    def write_shards(self) -> tuple[set[str], list[str]]:
         """Turn the parts into the shards of a Hugging Face checkpoint, one per block and one for all else.
 
         Returns
         -------
-        list of str
+        coded : set of str
             The layers that are stored as codes.
+        shards : list of str
+            Names of the files.
         """
         inside = f"{self._blocks.name}."
         rest = {name: tensor for name, tensor in self._model.state_dict().items() if not name.startswith(inside)}
@@ -137,7 +140,8 @@ class Checkpoint:
             write_tensors(self.folder / shard, tensors, self._run)
             self._shards |= dict.fromkeys(tensors, shard)
             self._bytes += sum(tensor.nbytes for tensor in tensors.values())
-        return [name.removesuffix(".codes") for name in self._shards if name.endswith(".codes")]
+        coded = {layer for layer in map(coded_layer, self._shards) if layer is not None}
+        return coded, sorted(set(self._shards.values()))
 
     @property
     def complete(self) -> bool:
@@ -153,7 +157,7 @@ class Checkpoint:
 
     def _as_published(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the tensors under the names of published checkpoints, which transformers maps to its own modules."""
-        coded = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] in CODED}
+        coded = {name: tensor for name, tensor in tensors.items() if coded_layer(name)}
         ordinary = {name: tensor for name, tensor in tensors.items() if name not in coded}
         return coded | revert_weight_conversion(self._model, ordinary)
 
@@ -165,9 +169,8 @@ class Checkpoint:
 
     def _coded(self, name: str, tensors: Mapping[str, torch.Tensor]) -> StoredLayer:
         planned = self._planned[name]
-        return StoredLayer.of_tensors(
-            planned.setting, planned.columns, {part: tensors[f"{name}.{part}"] for part in CODED}
-        )
+        parts = {part.removeprefix(f"{name}."): t for part, t in tensors.items() if coded_layer(part) == name}
+        return layer_type(self._format).of_tensors(planned.setting, planned.columns, parts)
 
 
 def fingerprint(model: PreTrainedModel, blocks: Blocks, windows: torch.Tensor, options: Options) -> dict[str, str]:

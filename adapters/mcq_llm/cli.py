@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mcq.errors import ConfigError, InputError
+from mcq.validate import one_of
 
 # torch and transformers take seconds to import; `mcq --help` must not wait for them.
 app = typer.Typer(
@@ -26,7 +27,19 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads of each proces
 def quantize_command(
     model: Annotated[str, typer.Argument(help="Hugging Face id, folder, or .gguf file.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; must not exist or be empty.")] = None,
-    bits: Annotated[int, typer.Option(help="Bits per weight: so many 8-bit codebooks over groups of 8.")] = 2,
+    codec: Annotated[str, typer.Option(help="Kind of codes: additive or residual (see docs).")] = "additive",
+    bits: Annotated[float, typer.Option(help="Bits per weight (see docs for what is counted).")] = 2,
+    size: Annotated[str | None, typer.Option(help="Size of the whole model, such as 60MB, instead of --bits.")] = None,
+    allocate: Annotated[
+        bool, typer.Option("--allocate", help="Choose the setting of each layer within --bits.")
+    ] = False,
+    sensitivity: Annotated[
+        str, typer.Option(help="What errors count: activation, noise, fisher, gradient, measured, or a JSON file.")
+    ] = "fisher",
+    tie: Annotated[
+        bool, typer.Option("--tie", help="One setting for layers with the same input, as q, k and v.")
+    ] = False,
+    cache: Annotated[Path | None, typer.Option(help="Folder for what an allocation measures.")] = None,
     codebooks: Annotated[int | None, typer.Option(help="Number of codebooks, instead of what --bits says.")] = None,
     codebook_bits: Annotated[int | None, typer.Option(help="Bits per code, instead of 8.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Inputs per group, instead of 8.")] = None,
@@ -50,7 +63,10 @@ def quantize_command(
     lookahead: Annotated[
         int, typer.Option(help="With --tune block: how many further blocks an error is seen through.")
     ] = 0,
-    dense: Annotated[bool, typer.Option("--dense", help="Write ordinary weights instead of AQLM codes.")] = False,
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="aqlm, mcq or dense; default: aqlm for additive codes, else mcq.")
+    ] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Write ordinary weights, like --format dense.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.partial.")] = False,
     stream: Annotated[
@@ -60,32 +76,38 @@ def quantize_command(
 ) -> None:
     """Quantize every linear layer in the blocks of a model."""
     _set_up(threads)
-    from mcq_llm.config import Options
+    from mcq_llm.codecs import CODECS
+    from mcq_llm.config import Budget, Options
     from mcq_llm.memory import return_freed_memory
-    from mcq_llm.plan import plan_table, predict_seconds
-    from mcq_llm.prepare import prepare
+    from mcq_llm.overrides import Override, changed
+    from mcq_llm.prepare import described, prepare
     from mcq_llm.run import run
-    from mcq_llm.setting import Override, Setting
     from mcq_llm.text import read_text
     from mcq_llm.tune import TuneOptions
     from mcq_llm.world import is_first
 
+    if dense and file_format not in (None, "dense"):
+        raise ConfigError(f"--dense and --format {file_format} contradict each other; leave out one of them")
     if stream:
         # Weights come and go block by block: small ones, too, would leave holes in the heap that never fill again.
         return_freed_memory(1 << 17)
-    standard = Setting.of_bits(bits)
+    kind = CODECS[one_of(codec, CODECS, "--codec")]
+    budget = None
+    if size is not None:
+        budget = Budget(size=Budget.parse_size(size), sensitivity=sensitivity, tie=tie)
+    elif allocate or not kind.reaches(bits):
+        budget = Budget(bits=bits, sensitivity=sensitivity, tie=tie)
+    standard = kind() if budget else kind.of_bits(bits)
+    details = {"codebooks": codebooks, "bits": codebook_bits, "group": group_size}
     options = Options(
-        setting=Setting(
-            codebooks=standard.codebooks if codebooks is None else codebooks,
-            bits=standard.bits if codebook_bits is None else codebook_bits,
-            group=standard.group if group_size is None else group_size,
-        ),
+        setting=changed(standard, {name: value for name, value in details.items() if value is not None}),
         overrides=tuple(Override.parse(text) for text in override or []),
         tokens=tokens,
         window=window,
         batch=batch,
         seed=seed,
-        dense=dense,
+        budget=budget,
+        format="dense" if dense else file_format or ("aqlm" if codec == "additive" and budget is None else "mcq"),
         target=target,
         correction=correction,
         precision=precision,
@@ -93,12 +115,22 @@ def quantize_command(
         tuning=replace(TuneOptions() if epochs is None else TuneOptions(epochs=epochs), lookahead=lookahead),
     )
     if dry_run:
-        plan = prepare(model, read_text(calibration), options, stream=stream).plan
-        typer.echo(plan_table(plan, predict_seconds(plan)))
+        prepared = prepare(model, read_text(calibration), options, stream=stream, cache=cache)
+        typer.echo(described(prepared))
     elif out is None:
         raise ConfigError("give --out FOLDER to write to, or --dry-run to see the plan only")
     else:
-        run(model, read_text(calibration), options, out, resume=resume, stream=stream, spill=spill)
+        run(
+            model,
+            read_text(calibration),
+            options,
+            out,
+            resume=resume,
+            stream=stream,
+            spill=spill,
+            cache=cache,
+            show=lambda prepared: typer.echo(described(prepared)) if is_first() and prepared.allocation else None,
+        )
         if is_first():
             typer.echo(f"wrote {out}")
 

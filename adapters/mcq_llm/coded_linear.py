@@ -1,14 +1,17 @@
-"""A linear layer computed from its codes, so that gradients reach codebooks and scales."""
+"""Linear layers computed from their codes, so that gradients reach what can be tuned of them."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from mcq_llm.aqlm_format import StoredLayer, decode
+from mcq_llm.aqlm_format import AqlmLayer, decode
+from mcq_llm.formats import StoredLayer
+from mcq_llm.mcq_format import McqLayer
 
 
 class CodedLinear(nn.Module):
@@ -18,7 +21,7 @@ class CodedLinear(nn.Module):
 
     Parameters
     ----------
-    stored : StoredLayer
+    stored : AqlmLayer
     bias : tensor of shape (outputs,), or None
 
     Attributes
@@ -33,7 +36,7 @@ class CodedLinear(nn.Module):
     users: torch.Tensor
     starts: torch.Tensor
 
-    def __init__(self, stored: StoredLayer, bias: torch.Tensor | None = None) -> None:
+    def __init__(self, stored: AqlmLayer, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         self.setting, self.inputs = stored.setting, stored.inputs
         self.register_buffer("codes", torch.from_numpy(stored.codes.astype(np.int32)))
@@ -54,15 +57,78 @@ class CodedLinear(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return nn.functional.linear(x, self.weight().to(x.dtype), bias)
 
-    def stored(self) -> StoredLayer:
+    @property
+    def halves(self) -> list[nn.Parameter]:
+        """The parameters that are stored as float16, whatever their values."""
+        return [self.codebooks, self.scales]
+
+    def stored(self) -> AqlmLayer:
         """Return the layer as it is written, with codebooks and scales rounded to float16."""
-        return StoredLayer(
+        return AqlmLayer(
             self.setting,
             self.inputs,
             self.codes.cpu().numpy().astype(np.uint16),
             self.codebooks.detach().cpu().half().numpy(),
             self.scales.detach().cpu().half().numpy(),
         )
+
+
+class ScaledLinear(nn.Module):
+    """A linear layer whose codes are fixed as a whole, and whose rows have scales that can be tuned.
+
+    For any codec. In float32, whatever the stored precision.
+
+    Parameters
+    ----------
+    layer : McqLayer
+    bias : tensor of shape (outputs,), or None
+
+    Attributes
+    ----------
+    decoded : tensor of shape (outputs, inputs)
+        What the codes stand for without these scales.
+    row_scale : Parameter of shape (outputs,)
+    bias : Parameter of shape (outputs,), or None
+    """
+
+    decoded: torch.Tensor
+
+    def __init__(self, layer: McqLayer, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        unscaled = dataclasses.replace(layer, row_scale=None).weight()
+        scale = np.ones(len(unscaled), np.float32) if layer.row_scale is None else layer.row_scale.astype(np.float32)
+        self.register_buffer("decoded", unscaled)
+        self.row_scale = nn.Parameter(torch.from_numpy(scale))
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x W^T + bias, computed in the precision of `x`: shape (..., outputs)."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, (self.decoded * self.row_scale[:, None]).to(x.dtype), bias)
+
+    @property
+    def halves(self) -> list[nn.Parameter]:
+        """The parameters that are stored as float16, whatever their values."""
+        return [self.row_scale]
+
+
+def tunable(stored: StoredLayer, bias: torch.Tensor | None) -> CodedLinear | ScaledLinear:
+    """Return a linear layer of fixed codes, and of parameters for as much of the rest as the codec lets be tuned."""
+    additive = stored if isinstance(stored, AqlmLayer) else stored.as_additive()
+    if additive is not None:
+        return CodedLinear(additive, bias)
+    assert isinstance(stored, McqLayer)  # noqa: S101 (others are additive)
+    return ScaledLinear(stored, bias)
+
+
+def tuned(stored: StoredLayer, layer: CodedLinear | ScaledLinear) -> StoredLayer:
+    """Return `stored` with the parameters of `layer`, which `tunable` made of it, rounded to float16."""
+    if isinstance(stored, AqlmLayer):
+        assert isinstance(layer, CodedLinear)  # noqa: S101
+        return layer.stored()
+    if isinstance(layer, CodedLinear):
+        return stored.with_additive(layer.stored())
+    return dataclasses.replace(stored, row_scale=layer.row_scale.detach().cpu().half().numpy())
 
 
 class _Decode(torch.autograd.Function):

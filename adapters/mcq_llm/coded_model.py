@@ -16,21 +16,21 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 
 from mcq.errors import InputError
-from mcq_llm.aqlm_format import CODED, StoredLayer, densify
+from mcq_llm.aqlm_format import CODED, AqlmLayer, densify
 from mcq_llm.blocks import find_blocks, set_weight
+from mcq_llm.codecs import AdditiveSetting
 from mcq_llm.coded_linear import CodedLinear
 from mcq_llm.load import load
-from mcq_llm.setting import Setting
 
 
-def load_coded(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, StoredLayer]]:
+def load_coded(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, AqlmLayer]]:
     """Load an AQLM checkpoint as codes, and as an ordinary model with the weights that they stand for.
 
     Returns
     -------
     model : PreTrainedModel
     tokenizer : PreTrainedTokenizerBase
-    stored : dict of str to StoredLayer
+    stored : dict of str to AqlmLayer
         By full name of the layer.
     """
     from aqlm import QuantizedLinear
@@ -56,7 +56,7 @@ class CodedModel:
     ----------
     model : PreTrainedModel
         Changed in place: nothing but the weights of the coded layers requires gradients.
-    stored : mapping of str to StoredLayer
+    stored : mapping of str to AqlmLayer
         By full name of the layer.
     dtype : torch.dtype
         Of the weights while the model is tuned.
@@ -67,7 +67,7 @@ class CodedModel:
         What the weights are decoded from, without biases: these stay in `model`.
     """
 
-    def __init__(self, model: PreTrainedModel, stored: Mapping[str, StoredLayer], dtype: torch.dtype) -> None:
+    def __init__(self, model: PreTrainedModel, stored: Mapping[str, AqlmLayer], dtype: torch.dtype) -> None:
         self.model = model.requires_grad_(False)
         self.layers = {name: CodedLinear(layer).to(model.device) for name, layer in stored.items()}
         self._set_weights(dtype)
@@ -99,7 +99,7 @@ class CodedModel:
             for block in blocks:
                 del block.forward
 
-    def finish(self) -> dict[str, StoredLayer]:
+    def finish(self) -> dict[str, AqlmLayer]:
         """Leave the model in float32 with exactly the weights that the returned layers stand for."""
         stored = {name: coded.stored() for name, coded in self.layers.items()}
         self._set_weights(torch.float32)
@@ -114,10 +114,10 @@ class CodedModel:
             layer.weight = nn.Parameter(torch.empty_like(layer.get_parameter("weight"), dtype=dtype))
 
 
-def _stored(layer: Any) -> StoredLayer:
+def _stored(layer: Any) -> AqlmLayer:
     """Return what a loaded AQLM layer holds."""
-    setting = Setting(layer.num_codebooks, layer.nbits_per_codebook, layer.in_group_size)
+    setting = AdditiveSetting(layer.num_codebooks, layer.nbits_per_codebook, layer.in_group_size)
     tensors = {part: getattr(layer, part).detach() for part in CODED}
-    return StoredLayer.of_tensors(
+    return AqlmLayer.of_tensors(
         setting, layer.in_features, {part: t.half() if t.is_floating_point() else t for part, t in tensors.items()}
     )

@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from mcq.errors import ConfigError
 from mcq.validate import in_range, one_of
+from mcq_llm.codecs import AdditiveSetting
+from mcq_llm.formats import FORMATS
+from mcq_llm.overrides import Override
 from mcq_llm.precision import PRECISIONS
-from mcq_llm.setting import Override, Setting
+from mcq_llm.setting import Setting
 from mcq_llm.tune import TuneOptions
 
 TARGETS = ("quantized", "original")
 TUNE = ("none", "bias", "block")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all layers may take together, for `mcq_llm.allocate` to share out.
+
+    Attributes
+    ----------
+    bits : float or None
+        All-in bits per weight, over all linear layers of the blocks.
+    size : int or None
+        Bytes of all files with weights. Either of the two is given.
+    sensitivity : str
+        What the error of a layer counts, see `mcq_llm.sensitivity`.
+    tie : bool
+        Whether layers that receive the same inputs must have the same setting.
+    """
+
+    bits: float | None = None
+    size: int | None = None
+    sensitivity: str = "activation"
+    tie: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.bits is None) == (self.size is None):
+            raise ConfigError("a budget is a number of bits per weight or a size in bytes; give one of both")
+        if self.bits is not None:
+            in_range(self.bits, 0.0, None, "bits per weight")
+        if self.size is not None:
+            in_range(self.size, 1, None, "size in bytes")
+
+    @staticmethod
+    def parse_size(text: str) -> int:
+        """Read a number of bytes.
+
+        Examples
+        --------
+        >>> Budget.parse_size("60MB"), Budget.parse_size("1.5 GiB"), Budget.parse_size("1000")
+        (60000000, 1610612736, 1000)
+        """
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([kMGT]?i?B)?", text.strip(), re.IGNORECASE)
+        if match is None:
+            raise ConfigError(f"a size must be a number of bytes, such as 60MB or 1.5GiB, got {text!r}")
+        unit = (match[2] or "B").lower()
+        base = 1024 if "i" in unit else 1000
+        return int(float(match[1]) * base ** ("bkmgt".index(unit[0])))
 
 
 @dataclass(frozen=True)
@@ -23,13 +73,16 @@ class Options:
     setting : Setting
         Of every linear layer in the blocks that no override matches.
     overrides : tuple of Override
+    budget : Budget or None
+        If given, the codec of `setting` has another setting in each layer that no override matches.
     tokens, window : int
         Calibration uses tokens // window sequences of `window` tokens each.
     batch : int
         Sequences that pass through a block together; bounds the memory, does not change the result.
     seed : int
-    dense : bool
-        Write ordinary weights instead of codes; needed for what AQLM checkpoints cannot express.
+    format : {"aqlm", "mcq", "dense"}
+        What is written: an AQLM checkpoint, which stock loaders read; mcq's own format, for what that cannot express;
+        or ordinary weights.
     target : {"quantized", "original"}
         What a layer is to reproduce on the inputs that the quantized layers before it produce: its own
         original output on these same inputs, or its output in the original model.
@@ -47,13 +100,14 @@ class Options:
         With ``tune="block"``.
     """
 
-    setting: Setting = field(default_factory=Setting)
+    setting: Setting = field(default_factory=AdditiveSetting)
     overrides: tuple[Override, ...] = ()
+    budget: Budget | None = None
     tokens: int = 32 * 1024
     window: int = 1024
     batch: int = 2
     seed: int = 0
-    dense: bool = False
+    format: str = "aqlm"
     target: str = "original"
     correction: float = 0.5
     damping: float = 0.01
@@ -67,6 +121,7 @@ class Options:
         in_range(self.seed, 0, None, "seed")
         in_range(self.correction, 0.0, 1.0, "correction")
         in_range(self.damping, 0.0, None, "damping")
+        one_of(self.format, FORMATS, "format")
         one_of(self.target, TARGETS, "target")
         one_of(self.precision, PRECISIONS, "precision")
         one_of(self.tune, TUNE, "tune")

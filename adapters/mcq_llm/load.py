@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mcq.errors import InputError
+from mcq.errors import FormatError, InputError
+from mcq_llm import mcq_format
 from mcq_llm.aqlm_format import densify
 from mcq_llm.blocks import Blocks, find_blocks
 from mcq_llm.shards import Shards, empty_model
@@ -31,16 +33,27 @@ def load(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Returns
     -------
     model : PreTrainedModel
-        In evaluation mode, float32. GGUF weights are dequantized; AQLM layers stay as they are.
+        In evaluation mode, float32. GGUF weights are dequantized, and so are layers in mcq's own format; AQLM layers
+        stay as they are.
     tokenizer : PreTrainedTokenizerBase
     """
     name, arguments = _locate(source)
+    if _method(Path(name)) == mcq_format.METHOD:
+        return _load_mcq(Path(name))
     tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
     if "gguf_file" in arguments:
         # Without dequantize=True the model counts as quantized and cannot be saved.
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **arguments)
     return model.eval(), tokenizer
+
+
+def _load_mcq(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a checkpoint in mcq's own format, with its layers decoded."""
+    mcq_format.verify(folder, json.loads((folder / "config.json").read_text())["quantization_config"])
+    model = empty_model(folder)
+    Shards(folder, model).load_model(model)
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def load_streamed(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Blocks]:
@@ -62,31 +75,50 @@ def load_streamed(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeni
     name, _ = _locate(source)
     if not Path(name).is_dir() or Path(source).suffix == ".gguf":
         raise InputError(f"a model can be read block by block from a folder with safetensors only, got {source}")
+    _refuse(_method(Path(name)))
     model = empty_model(Path(name))
     shards = Shards(Path(name), model)
     blocks = find_blocks(model, shards)
-    shards.load_rest(model, blocks.name)
+    shards.load_model(model, without=blocks.name)
     return model, AutoTokenizer.from_pretrained(name), blocks
 
 
 def load_dense(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model as `load` does, with AQLM layers replaced by the weights that they stand for."""
     model, tokenizer = load(source)
-    if _quantization(model) == "aqlm":
+    if _method_of(model) == "aqlm":
         densify(model)
     return model, tokenizer
 
 
 def require_dense(model: PreTrainedModel) -> None:
     """Refuse a model that is quantized already."""
-    method = _quantization(model)
+    _refuse(_method_of(model))
+
+
+def _refuse(method: str | None) -> None:
     if method is not None:
         raise InputError(f"the model is quantized already ({method}); quantize the original, unquantized model instead")
 
 
-def _quantization(model: PreTrainedModel) -> str | None:
+def _method_of(model: PreTrainedModel) -> str | None:
+    """Return how a loaded model is, or was, quantized."""
     config = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
-    return None if config is None else str(getattr(config.quant_method, "value", config.quant_method))
+    if config is not None:
+        return str(getattr(config.quant_method, "value", config.quant_method))
+    found = getattr(model.config, "quantization_config", None)
+    return str(found["quant_method"]) if isinstance(found, dict) else None
+
+
+def _method(folder: Path) -> str | None:
+    """Return how the model in a folder is quantized."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise FormatError(f"{path} must be JSON, but: {error}; get an intact checkpoint") from None
+    found = config.get("quantization_config")
+    return None if found is None else str(found.get("quant_method"))
 
 
 def _locate(source: str | Path) -> tuple[str, dict[str, Any]]:

@@ -14,9 +14,12 @@ from torch import nn
 
 import mcq
 from mcq.errors import ConfigError, InputError
+from mcq_llm import aqlm_format
 from mcq_llm.blocks import Blocks, fused_experts, get_weight
+from mcq_llm.codecs import AdditiveSetting
 from mcq_llm.config import Options
-from mcq_llm.setting import Setting, setting_for
+from mcq_llm.overrides import setting_for
+from mcq_llm.setting import Setting
 
 log = logging.getLogger("mcq")
 
@@ -60,29 +63,34 @@ class PlannedLayer(Layer):
     Attributes
     ----------
     setting : Setting
-    whole_bytes : bool
-        Whether a code takes one or two whole bytes, as in an AQLM checkpoint, or just its bits.
+    cost : mcq.Bits
+        Of the layer as it will be written, per weight.
+    predicted : float or None
+        Relative error that the setting was chosen for, if it was chosen by that.
     """
 
     setting: Setting
-    whole_bytes: bool
+    cost: mcq.Bits
+    predicted: float | None = None
 
     @property
     def payload(self) -> float:  # noqa: D102
-        return self._codes_per_row * self.setting.bits / self.columns
+        return self.cost.payload
 
     @property
     def all_in(self) -> float:  # noqa: D102
-        s = self.setting
-        width = 8 * -(-s.bits // 8) if self.whole_bytes else s.bits
-        codes = self.rows * 8 * -(-self._codes_per_row * width // 8)
-        codebooks = 16 * s.codebooks * 2**s.bits * s.group
-        scales = 16 * self.rows * s.scales(self.columns)
-        return (codes + codebooks + scales) / self.entries
+        return self.cost.all_in
 
-    @property
-    def _codes_per_row(self) -> int:
-        return self.setting.codebooks * self.setting.groups(self.columns)
+
+def planned(name: str, rows: int, columns: int, setting: Setting, options: Options) -> PlannedLayer:
+    """Return a layer that will be quantized with `setting`, at the cost that it has in the format of the options."""
+    if options.format == "aqlm" and isinstance(setting, AdditiveSetting):
+        cost = aqlm_format.cost(setting, rows, columns)
+    else:
+        cost = setting.cost(rows, columns)
+        if options.tune == "block" and not setting.has_scales:  # tuning gives rows scales
+            cost = mcq.Bits(cost.payload, cost.all_in + 16 / columns)
+    return PlannedLayer(name, rows, columns, setting, cost)
 
 
 def make_plan(blocks: Blocks, options: Options) -> list[Layer]:
@@ -117,7 +125,7 @@ def _planned(name: str, layer: nn.Module, options: Options) -> Layer:
     rows, columns = weight.shape
     if setting is None:
         return Layer(name, rows, columns)
-    return PlannedLayer(name, rows, columns, setting, whole_bytes=not options.dense)
+    return planned(name, rows, columns, setting, options)
 
 
 def _strange(block: nn.Module, prefix: str) -> list[Layer]:
@@ -147,35 +155,62 @@ def require_aqlm(plan: Sequence[Layer], blocks: Blocks) -> list[str]:
     Raises
     ------
     ConfigError
-        With the reason; ``dense=True`` (``--dense``) is the way out.
+        With the reason; ``format="mcq"`` or ``"dense"`` is the way out.
     """
     layers = quantized(plan)
     settings = {layer.setting for layer in layers}
     modules = dict(blocks.modules.named_modules(prefix=blocks.name))
     named = [layer.name for layer in layers if layer.name in modules]  # all but experts that loading took apart
     foreign = [name for name in named if not isinstance(modules[name], nn.Linear)]
-    uneven = [layer for layer in layers if layer.columns % layer.setting.group]
+    additive = [layer.setting for layer in layers if type(layer.setting) is AdditiveSetting]
     experts = fused_experts(blocks.modules)
     reasons = []
+    if len(additive) < len(layers):
+        others = sorted({setting.codec for setting in settings} - {"additive"})
+        reasons.append(f"it holds additive codes, not {' or '.join(others)} ones")
     if len(settings) > 1:
         reasons.append(f"it has one setting for the whole model, got {', '.join(sorted(map(str, settings)))}")
-    if any(setting.scale == "group" for setting in settings):
+    if any(setting.scale == "group" for setting in additive):
         reasons.append("it has one scale per row, not per group")
     if foreign:
         kind = type(modules[foreign[0]]).__name__
         reasons.append(f"it holds torch.nn.Linear layers only, {foreign[0]} is a {kind}")
+    uneven = [
+        (layer, setting.group)
+        for layer, setting in zip(layers, additive, strict=False)
+        if layer.columns % setting.group
+    ]
     if uneven:
-        name, columns, group = uneven[0].name, uneven[0].columns, uneven[0].setting.group
-        reasons.append(f"{name} has {columns} inputs, which groups of {group} do not divide")
+        (layer, group), *_ = uneven
+        reasons.append(f"{layer.name} has {layer.columns} inputs, which groups of {group} do not divide")
     if experts:
         reasons.append(f"{blocks.name}.{experts[0]} holds all experts in one tensor, which no loader replaces")
     if reasons:
-        raise ConfigError(f"an AQLM checkpoint cannot express this: {'; '.join(reasons)}. Add --dense to write weights")
-    return _loader_limits(layers)
+        raise ConfigError(
+            f"an AQLM checkpoint cannot express this: {'; '.join(reasons)}. Add --format mcq to write codes in a "
+            f"format that can, or --dense to write weights"
+        )
+    return _loader_limits(layers, additive[0])
 
 
-def _loader_limits(layers: list[PlannedLayer]) -> list[str]:
-    setting = layers[0].setting
+def require_mcq(plan: Sequence[Layer], blocks: Blocks) -> None:
+    """Refuse what mcq's own format cannot express.
+
+    Raises
+    ------
+    ConfigError
+        If a layer to quantize is an expert inside of a tensor that holds all of them.
+    """
+    modules = dict(blocks.modules.named_modules(prefix=blocks.name))
+    inside = [layer.name for layer in quantized(plan) if layer.name not in modules]
+    if inside:
+        raise ConfigError(
+            f"a checkpoint of mcq holds linear layers, but {inside[0]} is a part of one tensor with all experts; leave "
+            f"them alone by --override 'experts=dense', or add --dense to write weights"
+        )
+
+
+def _loader_limits(layers: list[PlannedLayer], setting: AdditiveSetting) -> list[str]:
     step = 8 * setting.group  # CUDA kernels read the codes of 8 groups at once
     odd = [layer.name for layer in layers if layer.columns % step]
     warnings = []
@@ -186,16 +221,6 @@ def _loader_limits(layers: list[PlannedLayer]) -> list[str]:
     if setting.bits not in (8, 16):
         warnings.append(f"aqlm has no fast kernel for codes of {setting.bits} bits, only for 8 and 16")
     return warnings
-
-
-def quantizer(setting: Setting) -> mcq.AdditiveQuantizer:
-    """Return the unfitted quantizer of a setting."""
-    return mcq.AdditiveQuantizer(
-        num_codebooks=setting.codebooks,
-        codebook_bits=setting.bits,
-        group_size=setting.group,
-        scale=setting.scale,
-    )
 
 
 def predict_seconds(plan: Sequence[Layer], rows: int = 256, columns: int = 256) -> dict[str, float]:
@@ -214,7 +239,7 @@ def predict_seconds(plan: Sequence[Layer], rows: int = 256, columns: int = 256) 
     per_entry = {}
     for setting in {layer.setting for layer in quantized(plan)}:
         start = time.perf_counter()
-        quantizer(setting).fit_encode(weight, metric=metric, seed=0)
+        setting.quantizer().fit_encode(weight, metric=metric, seed=0)
         per_entry[setting] = (time.perf_counter() - start) / weight.size
     return {layer.name: per_entry[layer.setting] * layer.entries for layer in quantized(plan)}
 
@@ -229,13 +254,15 @@ def mean_bits(plan: Sequence[Layer]) -> tuple[float, float]:
 def plan_table(plan: Sequence[Layer], seconds: dict[str, float]) -> str:
     """Return the plan as text: one line per layer, and a total."""
     width = max(len(layer.name) for layer in plan)
-    lines = [f"{'layer':{width}}  {'shape':>13}  {'setting':>16}  payload   all-in  seconds"]
+    lines = [f"{'layer':{width}}  {'shape':>13}  {'setting':>16}  payload   all-in    error  seconds"]
     for layer in plan:
         setting = str(layer.setting) if isinstance(layer, PlannedLayer) else "dense"
         shape = f"{layer.rows}x{layer.columns}"
-        cost = f"{layer.payload:7.3f}  {layer.all_in:7.3f}  {seconds.get(layer.name, 0.0):7.1f}"
+        predicted = layer.predicted if isinstance(layer, PlannedLayer) else 0.0
+        error = "unknown" if predicted is None else f"{predicted:7.4f}"
+        cost = f"{layer.payload:7.3f}  {layer.all_in:7.3f}  {error}  {seconds.get(layer.name, 0.0):7.1f}"
         lines.append(f"{layer.name:{width}}  {shape:>13}  {setting:>16}  {cost}")
     payload, all_in = mean_bits(plan)
     total = f"{len(plan)} layers, {sum(layer.entries for layer in plan):,} weights"
-    lines.append(f"{total:{width + 33}}  {payload:7.3f}  {all_in:7.3f}  {sum(seconds.values()):7.1f}")
+    lines.append(f"{total:{width + 33}}  {payload:7.3f}  {all_in:7.3f}  {'':7}  {sum(seconds.values()):7.1f}")
     return "\n".join(lines)

@@ -10,10 +10,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mcq.errors import ConfigError
+from mcq.rate import Allocation
+from mcq_llm.allocate import allocated
 from mcq_llm.blocks import Blocks, find_blocks
 from mcq_llm.config import Options
 from mcq_llm.load import load, load_streamed, require_dense
-from mcq_llm.plan import Layer, make_plan, require_aqlm
+from mcq_llm.plan import Layer, make_plan, plan_table, predict_seconds, require_aqlm, require_mcq
 from mcq_llm.precision import resolve
 from mcq_llm.text import spread_windows, text_hash, tokenize
 from mcq_llm.world import ALONE, World
@@ -38,6 +40,8 @@ class Prepared:
         With the precisions that "auto" stands for on this machine.
     text : str
         `text_hash` of the calibration text.
+    allocation : mcq.rate.Allocation or None
+        How the settings were chosen, if that was asked for.
     spill : Path or None
         Folder for the activations, if they are not to stay in memory.
     world : World
@@ -51,6 +55,7 @@ class Prepared:
     windows: torch.Tensor
     options: Options
     text: str = ""
+    allocation: Allocation | None = None
     spill: Path | None = None
     world: World = ALONE
 
@@ -63,6 +68,7 @@ def prepare(
     stream: bool = False,
     spill: Path | None = None,
     world: World = ALONE,
+    cache: Path | None = None,
 ) -> Prepared:
     """Load a model and refuse whatever could fail later, before any work is done.
 
@@ -77,6 +83,8 @@ def prepare(
         Whether to leave the weights on the disk and read them block by block; see `load_streamed`.
     spill, world
         See `Prepared`.
+    cache : Path, optional
+        Folder for the measurements that a budget is shared out by.
     """
     if stream and options.tune == "block" and options.tuning.lookahead:
         raise ConfigError(
@@ -90,11 +98,22 @@ def prepare(
         blocks = find_blocks(model)
     options = _resolved(options, model.device)
     plan = make_plan(blocks, options)
-    if not options.dense:
+    windows = spread_windows(tokenize(tokenizer, text), options.tokens // options.window, options.window)
+    allocation = None
+    if options.budget is not None:
+        plan, allocation = world.from_first(lambda: allocated(model, blocks, windows, options, plan, cache))
+    if options.format == "aqlm":
         for warning in require_aqlm(plan, blocks):
             log.warning(warning)
-    windows = spread_windows(tokenize(tokenizer, text), options.tokens // options.window, options.window)
-    return Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), spill, world)
+    elif options.format == "mcq":
+        require_mcq(plan, blocks)
+    return Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), allocation, spill, world)
+
+
+def described(prepared: Prepared) -> str:
+    """Return the plan as text, with seconds measured here, and how its settings were chosen."""
+    table = plan_table(prepared.plan, predict_seconds(prepared.plan))
+    return table if prepared.allocation is None else f"{table}\n\n{prepared.allocation}"
 
 
 def _resolved(options: Options, device: torch.device) -> Options:

@@ -16,19 +16,19 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mcq_llm.aqlm_format import StoredLayer
 from mcq_llm.baseline import round_to_nearest
 from mcq_llm.bias import corrected_bias
 from mcq_llm.blocks import get_bias, get_weight, set_weight
 from mcq_llm.borrow import borrowing, portions
 from mcq_llm.calibrate import Stream, calibrated_stages
 from mcq_llm.checkpoint import Checkpoint
-from mcq_llm.coded_linear import CodedLinear
+from mcq_llm.coded_linear import tunable, tuned
 from mcq_llm.config import Options
 from mcq_llm.drift import corrected_weight
+from mcq_llm.formats import StoredLayer, layer_type
 from mcq_llm.memory import peak_megabytes
 from mcq_llm.moments import Statistics
-from mcq_llm.plan import PlannedLayer, quantized, quantizer
+from mcq_llm.plan import PlannedLayer, quantized
 from mcq_llm.precision import compute_type
 from mcq_llm.prepare import Prepared
 from mcq_llm.storage import as_stored, round_to_stored
@@ -47,6 +47,8 @@ class LayerReport:
         Of round-to-nearest at the payload's bits, the smallest whole number not below.
     error_after : float
         Of the quantized layer, on the same inputs and against the same target.
+    error_predicted : float or None
+        Of the layer alone in the original model, where its setting was chosen by that.
     tokens : int
         That it was fitted to. 0 for an expert that nothing is known about: its errors are plain squared ones.
     borrowed : int
@@ -59,6 +61,7 @@ class LayerReport:
     setting: str
     error_before: float
     error_after: float
+    error_predicted: float | None
     seconds: float
     peak_megabytes: float
     bits_payload: float
@@ -237,12 +240,12 @@ def _quantize_layers(
 def _coded(block: nn.Module, prefix: str, stored: dict[str, StoredLayer], options: Options) -> Iterator[None]:
     """Compute the layers of a block from what is `stored` of them; afterwards both are as tuned meanwhile."""
     plain = {name: block.get_submodule(name.removeprefix(prefix)) for name in stored}
-    coded = {name: CodedLinear(stored[name], get_bias(layer)) for name, layer in plain.items()}
+    coded = {name: tunable(stored[name], get_bias(layer)) for name, layer in plain.items()}
     for name, layer in coded.items():
         block.set_submodule(name.removeprefix(prefix), layer)
     yield
     for name, layer in coded.items():
-        stored[name] = layer.stored()
+        stored[name] = tuned(stored[name], layer)
         set_weight(plain[name], _written(stored[name], options), layer.bias)
         block.set_submodule(name.removeprefix(prefix), plain[name])
 
@@ -289,9 +292,9 @@ def quantize_layer(
     target = weight
     if statistics.cross is not None:
         target = corrected_weight(weight, statistics.gram, statistics.cross, options.damping, options.correction)
-    encoder = quantizer(planned.setting)
+    encoder = planned.setting.quantizer()
     codes = encoder.fit_encode(target, metric=statistics.metric, seed=options.seed)
-    stored = StoredLayer.of(planned.setting, encoder, codes)
+    stored = layer_type(options.format).of(planned.setting, encoder, codes)
     decoded = _written(stored, options)
     bias = get_bias(layer)
     if options.tune == "bias":
@@ -304,6 +307,7 @@ def quantize_layer(
         setting=str(planned.setting),
         error_before=float(statistics.metric.relative_error(target, rounded.numpy())),
         error_after=float(statistics.metric.relative_error(target, decoded.numpy())),
+        error_predicted=planned.predicted,
         seconds=time.perf_counter() - start,
         peak_megabytes=peak_megabytes(),
         bits_payload=planned.payload,
@@ -317,4 +321,4 @@ def quantize_layer(
 
 def _written(stored: StoredLayer, options: Options) -> torch.Tensor:
     """Return the weight that will be loaded: shape (outputs, inputs), float32."""
-    return as_stored(stored.weight()).float() if options.dense else stored.weight()
+    return as_stored(stored.weight()).float() if options.format == "dense" else stored.weight()

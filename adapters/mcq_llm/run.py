@@ -11,12 +11,11 @@ from typing import Any
 from mcq_llm.card import Facts
 from mcq_llm.checkpoint import Checkpoint, fingerprint
 from mcq_llm.config import Options
-from mcq_llm.export import describe
+from mcq_llm.export import finish
 from mcq_llm.html_report import write_report
-from mcq_llm.plan import quantized
 from mcq_llm.prepare import Prepared, prepare
 from mcq_llm.quantize import BlockReport, LayerReport, quantize
-from mcq_llm.storage import resumable_folder, write_bytes
+from mcq_llm.storage import MEASURED, resumable_folder, write_bytes
 from mcq_llm.summary import LINES
 from mcq_llm.world import joined
 
@@ -32,6 +31,8 @@ def run(
     resume: bool = False,
     stream: bool = False,
     spill: Path | None = None,
+    cache: Path | None = None,
+    show: Callable[[Prepared], None] = lambda prepared: None,
 ) -> None:
     """Quantize a model and write it to the folder `out`, completely or not at all.
 
@@ -50,6 +51,10 @@ def run(
         Whether to go on with ``OUT.partial``, if an earlier run was interrupted.
     stream, spill
         See `prepare`.
+    cache : Path, optional
+        Folder for the measurements that a budget is shared out by; without it they are in `out`.
+    show : callable
+        Called with what was prepared, before the work begins.
 
     Raises
     ------
@@ -57,7 +62,9 @@ def run(
         Before any work, for whatever could fail later.
     """
     with joined() as world, resumable_folder(out, resume) if world.first else nullcontext(Path(out)) as folder:
-        prepared = prepare(source, text, options, stream=stream, spill=spill, world=world)
+        kept = cache or folder / MEASURED
+        prepared = prepare(source, text, options, stream=stream, spill=spill, world=world, cache=kept)
+        show(prepared)
         write(prepared, folder, name=Path(out).name)
 
 
@@ -65,7 +72,7 @@ def write(prepared: Prepared, folder: Path, name: str) -> None:
     """Quantize a prepared model in place; the first process writes a checkpoint called `name` into `folder`."""
     model, blocks, options, world = prepared.model, prepared.blocks, prepared.options, prepared.world
     identity = world.from_first(lambda: fingerprint(model, blocks, prepared.windows, options))
-    checkpoint = Checkpoint(folder, model, blocks, prepared.plan, options.dense, identity)
+    checkpoint = Checkpoint(folder, model, blocks, prepared.plan, options.format, identity)
 
     def take_up() -> bool:
         """Return whether an earlier run came to its end; else make its reports agree with its parts."""
@@ -85,8 +92,7 @@ def write(prepared: Prepared, folder: Path, name: str) -> None:
     if not world.first:
         return
     if not complete:
-        setting = quantized(prepared.plan)[0].setting
-        describe(model, prepared.tokenizer, setting, checkpoint.write_shards(), folder)
+        finish(checkpoint, model, prepared.tokenizer, prepared.plan, options.format)
         Facts.of(model, prepared.tokenizer, options, name, prepared.text).save(folder)
         write_report(folder)
     checkpoint.seal()

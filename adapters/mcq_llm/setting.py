@@ -1,121 +1,116 @@
-"""How one linear layer is stored, and overrides of it by the name of the layer."""
+"""How one linear layer is stored: a codec of the core with its options."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import cache
+from typing import ClassVar
 
-from mcq.errors import ConfigError
-from mcq.validate import in_range, one_of
+import numpy as np
+from numpy.typing import NDArray
 
-Scale = Literal["none", "row", "group"]
-SCALES: tuple[Scale, ...] = get_args(Scale)
+import mcq
 
-
-@dataclass(frozen=True)
-class Setting:
-    """How one linear layer is stored.
-
-    Attributes
-    ----------
-    codebooks : int
-        Number of codebooks M, 1 to 16.
-    bits : int
-        Bits per code B, 1 to 16; a codebook has 2**B entries.
-    group : int
-        Number of neighbouring inputs g that one tuple of codes describes.
-    scale : {"none", "row", "group"}
-        What shares one float16 scale.
-    """
-
-    codebooks: int = 2
-    bits: int = 8
-    group: int = 8
-    scale: Scale = "row"
-
-    def __post_init__(self) -> None:
-        in_range(self.codebooks, 1, 16, "codebooks")
-        in_range(self.bits, 1, 16, "bits per code")
-        in_range(self.group, 1, None, "group size")
-        one_of(self.scale, SCALES, "scale")
-
-    @classmethod
-    def of_bits(cls, bits: int) -> Setting:
-        """Return the standard setting of `bits` bits per weight: so many 8-bit codebooks over groups of 8."""
-        return cls(codebooks=in_range(bits, 1, 16, "--bits"))
-
-    def groups(self, inputs: int) -> int:
-        """Return the number of groups in a row of `inputs` weights."""
-        return -(-inputs // self.group)
-
-    def scales(self, inputs: int) -> int:
-        """Return the number of scales of a row of `inputs` weights."""
-        return {"none": 0, "row": 1, "group": self.groups(inputs)}[self.scale]
-
-    def __str__(self) -> str:
-        scale = "" if self.scale == "row" else f" {self.scale} scale"
-        return f"{self.codebooks}x{self.bits} g{self.group}{scale}"
+#: Rows of the matrices that the cost of a setting is measured on.
+SAMPLE_ROWS = (8, 24)
+#: Rows of a layer that its curve is measured on.
+CURVE_ROWS = 128
 
 
 @dataclass(frozen=True)
-class Override:
-    """A change to the setting of the layers whose name a regular expression finds.
+class Setting(ABC):
+    """How one linear layer is stored; a subclass for each codec, with its options as fields.
 
     Attributes
     ----------
-    pattern : str
-        Searched for anywhere in the full name of a layer, such as ``model.layers.0.mlp.down_proj``.
-    changes : dict of str to int or str, or None
-        Fields of `Setting` to replace; None leaves the layer dense.
+    codec : str
+        Under which `mcq_llm.codecs.CODECS` and the command line know the subclass.
     """
 
-    pattern: str
-    changes: dict[str, Any] | None
+    codec: ClassVar[str]
 
-    @classmethod
-    def parse(cls, text: str) -> Override:
-        """Read ``PATTERN=key:value,key:value`` or ``PATTERN=dense``.
+    @abstractmethod
+    def quantizer(self) -> mcq.Quantizer:
+        """Return the unfitted quantizer.
 
-        Examples
-        --------
-        >>> Override.parse("down_proj=codebooks:3,group:16").changes
-        {'codebooks': 3, 'group': 16}
-        >>> Override.parse("layers.0.=dense").changes is None
-        True
+        Raises
+        ------
+        ConfigError
+            If the options do not go together.
         """
-        pattern, equals, value = text.rpartition("=")
-        if not equals or not pattern:
-            raise ConfigError(
-                f"an override must look like PATTERN=key:value or PATTERN=dense, got {text!r}; "
-                f"for example 'down_proj=codebooks:3'"
-            )
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"the override pattern {pattern!r} is not a regular expression: {error}") from None
-        return cls(pattern, None if value == "dense" else dict(_parse_change(item) for item in value.split(",")))
 
-    def apply(self, setting: Setting) -> Setting | None:
-        """Return `setting` with the changes made, or None for a dense layer."""
-        return None if self.changes is None else dataclasses.replace(setting, **self.changes)
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @classmethod
+    @abstractmethod
+    def of_bits(cls, bits: float) -> Setting:
+        """Return the standard setting of `bits` bits per weight, without what is stored once a layer or a row.
+
+        Raises
+        ------
+        ConfigError
+            If the codec has none.
+        """
+
+    @classmethod
+    def reaches(cls, bits: float) -> bool:
+        """Return whether there is a setting of `bits` bits per weight, and not only a mixture of several."""
+        return True
+
+    @abstractmethod
+    def candidates(self) -> list[Setting]:
+        """Return settings from the fewest to the most bits, for an allocation to choose from.
+
+        What does not decide the bits is as in this setting.
+        """
+
+    def curve(self, weight: NDArray[np.float32], metric: mcq.Gram) -> dict[Setting, float]:
+        """Return the relative error that a layer will have with each of the candidates.
+
+        All of them encode the same few rows. How rows are scattered about the mean of all is the same for all settings:
+        one candidate that encodes every row tells it.
+
+        Parameters
+        ----------
+        weight : array of shape (outputs, inputs)
+        metric : mcq.Gram
+            Of the inputs of the layer.
+        """
+        candidates = self.candidates()
+        rows = np.sort(np.random.default_rng(0).permutation(len(weight))[:CURVE_ROWS])
+        errors = [_error(setting, weight[rows], metric) for setting in candidates]
+        middle = len(candidates) // 2
+        ratio = _error(candidates[middle], weight, metric) / errors[middle] if len(weight) > CURVE_ROWS else 1.0
+        return dict(zip(candidates, (ratio * error for error in errors), strict=True))
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether block tuning can reach the scales, and codebooks, of the codec itself; else it gives rows scales."""
+        return False
+
+    def cost(self, rows: int, columns: int) -> mcq.Bits:
+        """Return the bits per weight that a layer of this shape will take in mcq's own format."""
+        per_row, shared = _measured(self, columns)
+        payload = per_row.payload * rows
+        return mcq.Bits(payload / (rows * columns), (per_row.all_in * rows + shared) / (rows * columns))
 
 
-def _parse_change(item: str) -> tuple[str, Any]:
-    key, colon, value = item.partition(":")
-    names = [f.name for f in dataclasses.fields(Setting)]
-    if key not in names or not colon:
-        raise ConfigError(f"an override may set {', '.join(names)} as key:value, or be the word dense, got {item!r}")
-    if key == "scale":
-        return key, one_of(value, SCALES, "scale")
-    if not value.isdigit():
-        raise ConfigError(f"the override of {key} must be a whole number, got {value!r}")
-    return key, int(value)
+def _error(setting: Setting, weight: NDArray[np.float32], metric: mcq.Gram) -> float:
+    quantizer = setting.quantizer()
+    return metric.relative_error(weight, quantizer.decode(quantizer.fit_encode(weight, metric)))
 
 
-def setting_for(name: str, default: Setting, overrides: Iterable[Override]) -> Setting | None:
-    """Return the setting of the layer `name`: of all overrides that match, the last one counts alone."""
-    matching = [override for override in overrides if re.search(override.pattern, name)]
-    return matching[-1].apply(default) if matching else default
+@cache
+def _measured(setting: Setting, columns: int) -> tuple[mcq.Bits, float]:
+    """Return the bits of a row, and those that all rows share: whatever the entries are, they cost the same."""
+    rng = np.random.default_rng(0)
+    costs = []
+    for rows in SAMPLE_ROWS:
+        quantizer = setting.quantizer()
+        bits = quantizer.bits(quantizer.fit_encode(rng.standard_normal((rows, columns), np.float32)))
+        costs.append(mcq.Bits(bits.payload * rows * columns, bits.all_in * rows * columns))
+    (few, many), (first, second) = SAMPLE_ROWS, costs
+    all_in = (second.all_in - first.all_in) / (many - few)
+    return mcq.Bits(first.payload / few, all_in), first.all_in - few * all_in

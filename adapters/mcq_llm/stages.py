@@ -23,7 +23,9 @@ class _Enough(Exception):
 Receive = Callable[[int, str, str, torch.Tensor], None]
 
 
-def run_stage(calls: Iterable[Callable[[], Any]], layers: Mapping[str, nn.Module], receive: Receive) -> list[str]:
+def run_stage(
+    calls: Iterable[Callable[[], Any]], layers: Mapping[str, nn.Module], receive: Receive, ordered: bool = True
+) -> list[str]:
     """Run the block up to the next stage, and hand over what its layers receive.
 
     Parameters
@@ -36,6 +38,8 @@ def run_stage(calls: Iterable[Callable[[], Any]], layers: Mapping[str, nn.Module
     receive : callable
         Called as ``receive(batch, name, first, inputs)`` once per pass and layer of the stage; `first` is the first
         layer of this pass that received the very same tensor.
+    ordered : bool
+        Whether layers that depend on one another make stages of their own; if not, one stage has them all.
 
     Returns
     -------
@@ -59,7 +63,7 @@ def run_stage(calls: Iterable[Callable[[], Any]], layers: Mapping[str, nn.Module
 
     with ExitStack() as exits:
         for name, layer in layers.items():
-            weight = layer.get_parameter("weight").requires_grad_(True)
+            weight = layer.get_parameter("weight").requires_grad_(ordered)
             exits.callback(weight.requires_grad_, False)
             hook = layer.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
             exits.callback(hook.remove)

@@ -17,6 +17,9 @@ from torch import nn
 
 from mcq.errors import InputError
 
+#: Folder of what an allocation measures, in that of the run.
+MEASURED = "measured"
+
 
 def as_stored(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor as it is written: float16, or float32 if a value is too large; integers unchanged."""
@@ -96,7 +99,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 def resumable_folder(path: Path, resume: bool) -> Iterator[Path]:
     """Provide the folder ``PATH.partial``, which takes the name `path` when all goes well.
 
-    Otherwise it stays if there is a finished part of the checkpoint in it.
+    Otherwise it stays if there is a finished part of the checkpoint, or a measurement, in it.
 
     Parameters
     ----------
@@ -123,7 +126,7 @@ def resumable_folder(path: Path, resume: bool) -> Iterator[Path]:
             yield partial
             partial.rename(path)
         except BaseException:
-            if not any(partial.rglob("*.safetensors")):
+            if not any(partial.rglob("*.safetensors")) and not any(partial.glob(f"{MEASURED}/*")):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 

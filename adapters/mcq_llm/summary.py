@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mcq.errors import FormatError, InputError
+from mcq_llm.formats import coded_layer
 
 LINES = "quantize.jsonl"
 
@@ -186,8 +187,8 @@ def _sizes(folder: Path, lines: list[LayerLine]) -> Sizes | None:
     parts = {"quantized": 0, "rest": 0}
     for file in files:
         for name, size in _tensor_bytes(file).items():
-            layer, _, part = name.rpartition(".")
-            parts["quantized" if layer in names and part != "bias" else "rest"] += size
+            layer = coded_layer(name) or name.removesuffix(".weight")
+            parts["quantized" if layer in names else "rest"] += size
     return Sizes(
         predicted=round(sum(line.weights * line.bits_all_in for line in lines) / 8),
         headers=sum(file.stat().st_size for file in files) - sum(parts.values()),

@@ -18,7 +18,7 @@ from torch import nn
 
 from mcq.errors import InputError
 from mcq.validate import in_range, one_of
-from mcq_llm.coded_linear import CodedLinear
+from mcq_llm.coded_linear import CodedLinear, ScaledLinear
 from mcq_llm.parameters import State, adam, overwrite, rounded
 from mcq_llm.precision import PRECISIONS, autocast
 
@@ -109,8 +109,8 @@ def tune_block(
     Parameters
     ----------
     block : Module
-        In float32. With a `CodedLinear` in place of each quantized layer, the codes are fixed; in a layer that is not
-        quantized yet, the weight is tuned like all else.
+        In float32. With a `CodedLinear` or `ScaledLinear` in place of each quantized layer, the codes are fixed; in a
+        layer that is not quantized yet, the weight is tuned like all else.
     forward : callable
         Returns the hidden states, of shape (..., width), that `block` computes for calibration batch i, or those after
         further blocks, through which the error is then seen. Called under autocast; must not run in inference mode.
@@ -166,8 +166,8 @@ class _Run:
     ) -> None:
         self.forward, self.targets, self.average = forward, targets, average
         self.parameters = [parameter for parameter in block.parameters() if parameter.is_floating_point()]
-        coded = [layer for layer in block.modules() if isinstance(layer, CodedLinear)]
-        self.always_half = {id(tensor) for layer in coded for tensor in (layer.codebooks, layer.scales)}
+        coded = [layer for layer in block.modules() if isinstance(layer, (CodedLinear, ScaledLinear))]
+        self.always_half = {id(tensor) for layer in coded for tensor in layer.halves}
         self.precision = options.precision
         self.optimiser = adam(self.parameters, options.learning_rate)
         # Adam's first steps have the full size in every coordinate, whatever the gradient: they must be small.

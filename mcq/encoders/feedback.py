@@ -21,6 +21,13 @@ Floats = NDArray[np.float32]
 DAMPING = 1e-2
 
 
+def upper_factor(metric: Metric, d: int) -> NDArray[np.float64]:
+    """Return the upper triangular U (d, d) with U U^T = H, lightly damped."""
+    h = metric.block(slice(0, d)).astype(np.float64)
+    h[np.diag_indices(d)] += DAMPING * (np.trace(h) / d or 1.0)
+    return cpu.cholesky(h[::-1, ::-1]).T[::-1, ::-1]
+
+
 class Triangular:
     """The block upper triangular matrix of error feedback; a sweep under it, from nothing, is sequential coding.
 
@@ -36,9 +43,7 @@ class Triangular:
     """
 
     def __init__(self, metric: Metric, d: int, group_size: int) -> None:
-        h = metric.block(slice(0, d)).astype(np.float64)
-        h[np.diag_indices(d)] += DAMPING * (np.trace(h) / d or 1.0)
-        upper = cpu.cholesky(h[::-1, ::-1]).T[::-1, ::-1]
+        upper = upper_factor(metric, d)
         self.matrix = np.zeros((d, d), np.float32)
         for start in range(0, d, group_size):
             own = slice(start, start + group_size)

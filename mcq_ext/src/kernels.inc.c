@@ -14,6 +14,7 @@
 #include "shell.inc.c"
 #include "trellis.inc.c"
 #include "rank.inc.c"
+#include "hadamard.inc.c"
 
 const mcq_kernels MCQ_TABLE = {
     .matmul = matmul,
@@ -40,4 +41,5 @@ const mcq_kernels MCQ_TABLE = {
     .trellis_search = trellis_search,
     .lattice_rank = lattice_rank,
     .lattice_unrank = lattice_unrank,
+    .hadamard = hadamard,
 };

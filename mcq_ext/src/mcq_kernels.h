@@ -156,6 +156,9 @@ typedef struct {
 
     void (*lattice_rank)(const mcq_lattice *lattice, const int16_t *y_nN, uint64_t *rank_n, size_t n);
     void (*lattice_unrank)(const mcq_lattice *lattice, const uint64_t *rank_n, int16_t *y_nN, size_t n);
+
+    /* Randomised Hadamard transform of rows in S steps, or its inverse, see the body; signs are 1 and -1, out may be x. */
+    void (*hadamard)(const float *x_nd, const float *signs_Sd, float *out_nd, size_t n, size_t d, size_t S, int inverse);
 } mcq_kernels;
 
 /* Levels from slowest to fastest; mcq_level_name(i) is NULL past the last one that this CPU runs. */

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -38,23 +39,29 @@ OPTIONS = [
     (4, 4, 8, "row"),
     (4, 8, 3, "none"),
 ]
-QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer]
-#: What has no codebooks: group_size, pulses or squared_norm, gain_bits, scale, gains, groups_per_word
-LATTICES = {
-    mcq.PyramidQuantizer: [
-        (8, 6, 1, "none", "lloyd", 1),
-        (4, 5, 2, "row", "lloyd", 3),
-        (16, 23, 3, "none", "theory", 1),
-        (3, 2, 0, "row", "lloyd", 15),
-    ],
-    mcq.ShellQuantizer: [
-        (8, 12, 1, "row", "lloyd", 1),
-        (4, 10, 2, "none", "lloyd", 4),
-        (16, 19, 1, "none", "theory", 2),
-        (1, 4, 3, "row", "lloyd", 1),
-    ],
-}
+#: Quantizers without learned codebooks, with their options in order.
+WITHOUT_CODEBOOKS = [
+    (mcq.ScalarQuantizer, (3, 8, True, False)),
+    (mcq.ScalarQuantizer, (4, None, False, True)),
+    (mcq.ScalarQuantizer, (2, 5, True, True)),
+    (mcq.CompandedQuantizer, (4.0, 512, "best")),
+    (mcq.CompandedQuantizer, (5.5, 25, "lloyd")),
+    (mcq.CompandedQuantizer, (3.0, 50, "companded")),
+    (mcq.GridQuantizer, (1, 4)),
+    (mcq.GridQuantizer, (2, 256, 1)),
+    (mcq.GridQuantizer, (4, 1024, 0)),
+    (mcq.PyramidQuantizer, (8, 6, 1, "none", "lloyd", 1)),
+    (mcq.PyramidQuantizer, (4, 5, 2, "row", "lloyd", 3)),
+    (mcq.PyramidQuantizer, (16, 23, 3, "none", "theory", 1)),
+    (mcq.PyramidQuantizer, (3, 2, 0, "row", "lloyd", 15)),
+    (mcq.ShellQuantizer, (8, 12, 1, "row", "lloyd", 1)),
+    (mcq.ShellQuantizer, (4, 10, 2, "none", "lloyd", 4)),
+    (mcq.ShellQuantizer, (16, 19, 1, "none", "theory", 2)),
+    (mcq.ShellQuantizer, (1, 4, 3, "row", "lloyd", 1)),
+]
+QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer, mcq.RelaxedQuantizer]
 ROUNDS = 3
+EXTENTS = (1.0, 0.7, 0.7, 0.3)
 
 
 class Case(NamedTuple):
@@ -68,52 +75,61 @@ class Case(NamedTuple):
     def metric(self):
         return METRICS[self.metric_name]
 
-    @property
-    def is_lattice(self):
-        return self.quantizer in LATTICES
-
-    @property
-    def num_splits(self):
-        """Sets of codebooks: one for each slice of a product quantizer, else one for all groups."""
-        return -(-D // (self.options[2] or D)) if self.quantizer is mcq.ProductQuantizer else 1
-
-    @property
-    def costs(self):
-        """Bits of a row of codes, bytes of the scales of a row, and bytes that are stored once."""
-        if self.is_lattice:
-            size, _, gain_bits, scale, _, per_word = self.options
-            bits = ((self.new().lattice.count << gain_bits) ** per_word - 1).bit_length()
-            groups = -(-D // size)
-            return -(-groups // per_word) * bits, 2 * (scale == "row"), 2 * 2**gain_bits + 4
-        num_codebooks, codebook_bits, group_size, scale = self.options
-        groups = -(-D // (group_size or D))
-        shared = self.num_splits * 2 * num_codebooks * 2**codebook_bits * (group_size or D) + 4
-        if self.quantizer is mcq.ProductQuantizer:  # slices are as even as they can be, and there is a rotation
-            product = self.fitted()[0]
-            shared = product.codebooks.nbytes + 4 + (0 if product.rotation is None else 4 * D * D)
-        return groups * num_codebooks * codebook_bits, 2 * {"none": 0, "row": 1, "group": groups}[scale], shared
-
     def new(self):
-        if self.is_lattice:
-            return self.quantizer(*self.options, rounds=ROUNDS)
+        if not self.has_codebooks:
+            return self.quantizer(*self.options)
         num_codebooks, codebook_bits, group_size, scale = self.options
         if self.quantizer is mcq.ProductQuantizer:
             kind = {"method": "residual", "rotation": "learned"} if codebook_bits == 4 else {"rotation": "random"}
             if self.metric_name != "identity":
                 kind["rotation"] = "none"
-            return self.quantizer(self.num_splits, num_codebooks, codebook_bits, rounds=ROUNDS, **kind)
+            return self.quantizer(-(-D // (group_size or D)), num_codebooks, codebook_bits, rounds=ROUNDS, **kind)
+        if self.quantizer is mcq.RelaxedQuantizer:
+            extents = EXTENTS[:num_codebooks]
+            return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS, extents=extents)
         return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS)
 
     @property
-    def exists(self):
-        """Product quantizers know neither metrics that couple columns nor scales."""
-        plain = self.options[3] == "none" and not self.metric.couples
-        return plain or self.quantizer is not mcq.ProductQuantizer
+    def has_codebooks(self):
+        return self.quantizer in QUANTIZERS
+
+    @property
+    def is_random(self):
+        """Whether the seed matters."""
+        return self.has_codebooks or self.quantizer is mcq.GridQuantizer
+
+    @property
+    def row_bits(self):
+        """Bits of the codes of a row; None where the data decide."""
+        if self.quantizer is mcq.CompandedQuantizer:
+            return None
+        if self.quantizer is mcq.ScalarQuantizer:
+            return D * self.options[0]
+        if self.quantizer is mcq.GridQuantizer:
+            return -(-D // self.options[0]) * (self.options[1] - 1).bit_length()
+        if not self.has_codebooks:  # a gain and a point of a lattice
+            size, _, gain_bits, _, _, per_word = self.options
+            word = (self.new().lattice.count << gain_bits) ** per_word
+            return math.ceil(D / size / per_word) * (word - 1).bit_length()
+        num_codebooks, codebook_bits, group_size, _ = self.options
+        groups = -(-D // (group_size or D))
+        extents = EXTENTS[:num_codebooks] if self.quantizer is mcq.RelaxedQuantizer else (1,) * num_codebooks
+        return codebook_bits * sum(max(1, round(extent * groups)) for extent in extents)
 
     @property
     def wrong_option(self):
-        """An option for which the arrays of this quantizer are too few."""
-        return {"gain_bits": 7} if self.is_lattice else {"num_codebooks": 7}
+        """An option that the arrays of this quantizer do not fit, where there is one."""
+        if self.has_codebooks:
+            return {"num_codebooks": 7}
+        return {"gain_bits": 7} if self.quantizer in (mcq.PyramidQuantizer, mcq.ShellQuantizer) else {}
+
+    @property
+    def exists(self):
+        """Product quantizers know neither metrics that couple columns nor scales, relaxed ones no scales of groups."""
+        if self.quantizer is mcq.RelaxedQuantizer:
+            return self.options[3] != "group"
+        plain = self.options[3] == "none" and not self.metric.couples
+        return plain or self.quantizer is not mcq.ProductQuantizer
 
     def fitted(self):
         """The quantizer fitted to `X`, and the codes of the fit."""
@@ -132,15 +148,13 @@ def fit(case):
     return quantizer, quantizer.fit_encode(X, case.metric)
 
 
-WITH_CODEBOOKS = list(itertools.product(QUANTIZERS, OPTIONS, METRICS))
-WITHOUT = [(kind, options, metric) for kind in LATTICES for options in LATTICES[kind] for metric in METRICS]
-EVERY = [case for case in itertools.starmap(Case, WITH_CODEBOOKS + WITHOUT) if case.exists]
-#: Each quantizer and each metric with few options, for what has little to do with the options.
-SOME = [
-    case
-    for case in EVERY
-    if case.options in (LATTICES[case.quantizer][:2] if case.is_lattice else (OPTIONS[1], OPTIONS[4], OPTIONS[6]))
+EVERY = [
+    *(case for case in itertools.starmap(Case, itertools.product(QUANTIZERS, OPTIONS, METRICS)) if case.exists),
+    *(Case(*other, metric) for other, metric in itertools.product(WITHOUT_CODEBOOKS, METRICS)),
 ]
+#: Each quantizer and each metric with few options, for what has little to do with the options.
+FEW = [OPTIONS[1], OPTIONS[4], OPTIONS[6], OPTIONS[8], *(options for _, options in WITHOUT_CODEBOOKS[1::3])]
+SOME = [case for case in EVERY if case.options in FEW]
 
 
 @pytest.fixture(params=EVERY, ids=str)
@@ -155,6 +169,11 @@ def some_case(request):
 
 @pytest.fixture(params=[case for case in SOME if case.metric_name != "identity"], ids=str)
 def weighted_case(request):
+    return request.param
+
+
+@pytest.fixture(params=[case for case in SOME if case.wrong_option], ids=str)
+def sized_case(request):
     return request.param
 
 

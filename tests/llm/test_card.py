@@ -64,7 +64,7 @@ def test_how_to_load_codes_and_weights(facts, tmp_path):
     assert 'from_pretrained("tiny-2bit", dtype=torch.float32)' in codes
     assert "`aqlm` and `accelerate`" in codes
     assert "NUMBA_NUM_THREADS=1" in codes
-    weights = write_card(tmp_path, facts(dense=True)).read_text()
+    weights = write_card(tmp_path, facts(format="dense")).read_text()
     assert 'from_pretrained("tiny-2bit", dtype=torch.float16)' in weights
     assert "aqlm" not in weights
 
@@ -73,7 +73,7 @@ def test_what_was_done_is_on_the_card(facts, tokenizer, tmp_path):
     overrides = tuple(map(mcq_llm.Override.parse, ("q_proj|k_proj=codebooks:3,group:16", "down_proj=dense")))
     card = write_card(tmp_path, facts(overrides=overrides, tokens=4096, window=512, seed=7)).read_text()
     for line in (
-        "| codebooks × bits, inputs per group | 2×8, 8 |",
+        "| codes | 2x8 g8 |",
         "| layers matching `q_proj\\|k_proj` | codebooks 3, group 16 |",
         "| layers matching `down_proj` | not quantized |",
         "| calibration | 4096 tokens in windows of 512 |",

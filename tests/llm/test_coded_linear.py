@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from mcq_llm.aqlm_format import StoredLayer, decode
+from mcq_llm.aqlm_format import AqlmLayer, decode
+from mcq_llm.codecs import AdditiveSetting
 from mcq_llm.coded_linear import CodedLinear
-from mcq_llm.setting import Setting
 
 
 def make_stored(setting, outputs=12, inputs=24, seed=0):
@@ -13,14 +13,14 @@ def make_stored(setting, outputs=12, inputs=24, seed=0):
     codes = rng.integers(entries, size=(outputs, groups, setting.codebooks)).astype(np.uint16)
     codebooks = rng.standard_normal((setting.codebooks, entries, setting.group)).astype(np.float16)
     scales = rng.uniform(0.5, 2, (outputs, max(1, setting.scales(inputs)))).astype(np.float16)
-    return StoredLayer(setting, inputs, codes, codebooks, scales)
+    return AqlmLayer(setting, inputs, codes, codebooks, scales)
 
 
 SETTINGS = {
-    "two codebooks": Setting(codebooks=2, bits=3, group=8),
-    "one codebook": Setting(codebooks=1, bits=8, group=4),  # most entries unused
-    "three codebooks, scale per group": Setting(codebooks=3, bits=4, group=8, scale="group"),
-    "width not divisible": Setting(codebooks=2, bits=3, group=7),
+    "two codebooks": AdditiveSetting(codebooks=2, bits=3, group=8),
+    "one codebook": AdditiveSetting(codebooks=1, bits=8, group=4),  # most entries unused
+    "three codebooks, scale per group": AdditiveSetting(codebooks=3, bits=4, group=8, scale="group"),
+    "width not divisible": AdditiveSetting(codebooks=2, bits=3, group=7),
 }
 
 

@@ -2,26 +2,25 @@ import pytest
 import torch
 
 from mcq.errors import InputError
-from mcq_llm.aqlm_format import StoredLayer
+from mcq_llm.aqlm_format import AqlmLayer
 from mcq_llm.blocks import find_blocks, get_weight, linear_layers, set_weight
+from mcq_llm.codecs import AdditiveSetting
 from mcq_llm.coded_model import CodedModel, load_coded
 from mcq_llm.config import Options
 from mcq_llm.export import export
 from mcq_llm.load import load_dense
-from mcq_llm.plan import quantizer
-from mcq_llm.setting import Setting
 from mcq_llm.storage import round_to_stored
 
 
-def coded(model, setting=Setting(2, 4, 8)):  # noqa: B008
+def coded(model, setting=AdditiveSetting(2, 4, 8)):  # noqa: B008
     """Quantize all layers of a model in place, without calibration."""
     round_to_stored(model)
     blocks, stored = find_blocks(model), {}
     for index, block in enumerate(blocks.modules):
         for name, layer in linear_layers(block, f"{blocks.name}.{index}.").items():
-            encoder = quantizer(setting)
+            encoder = setting.quantizer()
             codes = encoder.fit_encode(get_weight(layer).numpy().copy(order="C"), seed=0)
-            stored[name] = StoredLayer.of(setting, encoder, codes)
+            stored[name] = AqlmLayer.of(setting, encoder, codes)
             set_weight(layer, stored[name].weight())
     return stored
 
@@ -37,7 +36,9 @@ def same_layers(a, b):
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-@pytest.mark.parametrize("setting", [Setting(2, 5, 8), Setting(1, 9, 8), Setting(2, 3, 16)], ids=str)
+@pytest.mark.parametrize(
+    "setting", [AdditiveSetting(2, 5, 8), AdditiveSetting(1, 9, 8), AdditiveSetting(2, 3, 16)], ids=str
+)
 def test_a_folder_comes_back_as_it_was_written(make_model, tokenizer, windows, tmp_path, kind, setting):
     model = make_model(kind)
     stored, options = coded(model, setting), Options(setting)

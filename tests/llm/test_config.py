@@ -1,18 +1,19 @@
 import pytest
 
 from mcq.errors import ConfigError
+from mcq_llm.codecs import AdditiveSetting, ResidualSetting
 from mcq_llm.config import Options
-from mcq_llm.setting import Override, Setting, setting_for
+from mcq_llm.overrides import Override, setting_for
 
 
 def test_the_last_matching_override_counts_alone():
     overrides = [
         Override.parse(text) for text in ("mlp=codebooks:3,group:4", "layers.0.=dense", "down_proj=scale:group")
     ]
-    assert setting_for("layers.0.mlp.up_proj", Setting(), overrides) is None
-    assert setting_for("layers.1.mlp.up_proj", Setting(), overrides) == Setting(codebooks=3, group=4)
-    assert setting_for("layers.0.mlp.down_proj", Setting(), overrides) == Setting(scale="group")
-    assert setting_for("layers.1.attn.q_proj", Setting(), overrides) == Setting()
+    assert setting_for("layers.0.mlp.up_proj", AdditiveSetting(), overrides) is None
+    assert setting_for("layers.1.mlp.up_proj", AdditiveSetting(), overrides) == AdditiveSetting(codebooks=3, group=4)
+    assert setting_for("layers.0.mlp.down_proj", AdditiveSetting(), overrides) == AdditiveSetting(scale="group")
+    assert setting_for("layers.1.attn.q_proj", AdditiveSetting(), overrides) == AdditiveSetting()
 
 
 def test_a_pattern_may_contain_an_equals_sign():
@@ -24,16 +25,34 @@ def test_a_pattern_may_contain_an_equals_sign():
     [
         ("down_proj", "PATTERN=key:value"),
         ("=dense", "PATTERN=key:value"),
-        ("down_proj=books:3", "may set codebooks, bits, group, scale"),
-        ("down_proj=codebooks", "as key:value"),
-        ("down_proj=codebooks:many", "whole number, got 'many'"),
-        ("down_proj=scale:column", "'none', 'row', 'group'"),
+        ("down_proj=codebooks", "must set key:value"),
         ("(=dense", "not a regular expression"),
     ],
 )
 def test_bad_overrides_say_what_is_wrong(text, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         Override.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("books:3", "additive codes have the options codebooks, bits, group, scale, got 'books'"),
+        ("codebooks:many", "codebooks must be an integer .* got 'many'"),
+        ("codebooks:1.5", "codebooks must be an integer .* got 1.5"),
+        ("scale:column", "'none', 'row', 'group'"),
+        ("codec:none", "codec must be one of 'additive', 'residual'"),
+    ],
+)
+def test_overrides_that_do_not_suit_the_codec_are_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        Override.parse(f"down_proj={text}").apply(AdditiveSetting())
+
+
+def test_an_override_may_change_the_codec():
+    override = Override.parse("down_proj=codec:residual,codebooks:3")
+    assert override.apply(AdditiveSetting(group=4)) == ResidualSetting(codebooks=3)
+    assert str(override.apply(AdditiveSetting())) == "residual 3x8 g8"
 
 
 @pytest.mark.parametrize(
@@ -54,9 +73,9 @@ def test_bad_options_say_what_is_wrong(changes, message):
 @pytest.mark.parametrize("changes", [{"codebooks": 0}, {"bits": 17}, {"group": 0}, {"scale": "column"}])
 def test_bad_settings_are_refused(changes):
     with pytest.raises(ConfigError):
-        Setting(**changes)
+        AdditiveSetting(**changes)
 
 
 def test_bits_choose_the_number_of_codebooks():
-    assert Setting.of_bits(2) == Setting(codebooks=2, bits=8, group=8)
-    assert str(Setting.of_bits(3)) == "3x8 g8"
+    assert AdditiveSetting.of_bits(2) == AdditiveSetting(codebooks=2, bits=8, group=8)
+    assert str(AdditiveSetting.of_bits(3)) == "3x8 g8"

@@ -10,16 +10,15 @@ import torch
 from typer.testing import CliRunner
 
 from mcq.errors import ConfigError, InputError
-from mcq_llm.aqlm_format import StoredLayer
+from mcq_llm.aqlm_format import AqlmLayer
 from mcq_llm.blocks import find_blocks, get_weight, linear_layers, set_weight
 from mcq_llm.cli import app
+from mcq_llm.codecs import AdditiveSetting
 from mcq_llm.coded_model import CodedModel, load_coded
 from mcq_llm.config import Options
 from mcq_llm.distill import DistillOptions, distill
 from mcq_llm.export import export
 from mcq_llm.load import load
-from mcq_llm.plan import quantizer
-from mcq_llm.setting import Setting
 from mcq_llm.teacher import ask
 
 OPTIONS = DistillOptions(
@@ -27,14 +26,14 @@ OPTIONS = DistillOptions(
 )
 
 
-def coded(model, setting=Setting(2, 4, 8)):  # noqa: B008
+def coded(model, setting=AdditiveSetting(2, 4, 8)):  # noqa: B008
     """Quantize all layers of a model in place, without calibration."""
     blocks, stored = find_blocks(model), {}
     for index, block in enumerate(blocks.modules):
         for name, layer in linear_layers(block, f"{blocks.name}.{index}.").items():
-            encoder = quantizer(setting)
+            encoder = setting.quantizer()
             codes = encoder.fit_encode(get_weight(layer).numpy().copy(order="C"), seed=0)
-            stored[name] = StoredLayer.of(setting, encoder, codes)
+            stored[name] = AqlmLayer.of(setting, encoder, codes)
             set_weight(layer, stored[name].weight())
     return stored
 
@@ -173,7 +172,7 @@ def test_wrong_options_are_refused(wrong):
 def quantized_folder(folders, tokenizer, tmp_path):
     """A tiny Qwen2 at about a bit per weight."""
     model = load(folders["qwen2"])[0]
-    export(model, tokenizer, coded(model), tmp_path / "a", Options(Setting(2, 4, 8)), "a")
+    export(model, tokenizer, coded(model), tmp_path / "a", Options(AdditiveSetting(2, 4, 8)), "a")
     return tmp_path / "a"
 
 

@@ -45,7 +45,7 @@ CONFIGS = {
     "aria_text": {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},  # transposed
     "nemotron_h": NEMOTRON,  # no gate
 }
-OPTIONS = mcq_llm.Options(mcq_llm.Setting(1, 4, 4, "row"), tokens=192, window=32, dense=True)
+OPTIONS = mcq_llm.Options(mcq_llm.AdditiveSetting(1, 4, 4, "row"), tokens=192, window=32, format="dense")
 
 
 def build(kind, **changes):
@@ -64,7 +64,7 @@ def build(kind, **changes):
 def quantized(model, tokenizer, windows, folder, **options):
     """Quantize `model` in place and write it; return the report lines by layer."""
     options, blocks = (
-        mcq_llm.Options(**{"setting": OPTIONS.setting, "dense": True, "window": 32} | options),
+        mcq_llm.Options(**{"setting": OPTIONS.setting, "format": "dense", "window": 32} | options),
         find_blocks(model),
     )
     folder.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ def logit_error(model, original, windows):
 
 def test_a_mixture_comes_closer_to_the_original_than_by_rounding_to_nearest(tokenizer, windows, tmp_path):
     original, model, rounded = build("qwen3_moe"), build("qwen3_moe"), build("qwen3_moe")
-    lines = quantized(model, tokenizer, windows, tmp_path, setting=mcq_llm.Setting(2, 4, 4, "row"))
+    lines = quantized(model, tokenizer, windows, tmp_path, setting=mcq_llm.AdditiveSetting(2, 4, 4, "row"))
     blocks = find_blocks(rounded)
     for index in range(2):
         with blocks.loaded(index):
@@ -238,7 +238,7 @@ def test_all_ways_of_a_run_end_with_what_is_loaded(tokenizer, windows, tmp_path,
 
 def test_overrides_and_the_plan_know_every_matrix(windows):
     blocks = find_blocks(build("qwen3_moe"))
-    options = mcq_llm.Options(dense=True, overrides=(mcq_llm.Override.parse(r"experts\.\d+\.up_proj=dense"),))
+    options = mcq_llm.Options(format="dense", overrides=(mcq_llm.Override.parse(r"experts\.\d+\.up_proj=dense"),))
     table = plan_table(make_plan(blocks, options), {}).splitlines()
     assert len([line for line in table if "experts" in line]) == 2 * 4 * 3
     assert len([line for line in table if "dense" in line]) == 2 * 4
@@ -247,7 +247,7 @@ def test_overrides_and_the_plan_know_every_matrix(windows):
 def test_experts_that_cannot_be_taken_apart_stay_dense_and_are_in_the_plan(windows, caplog):
     config = transformers.Llama4TextConfig(**SIZES, intermediate_size_mlp=96, num_local_experts=4, head_dim=16)
     model = AutoModelForCausalLM.from_config(config).float()
-    plan = make_plan(find_blocks(model), mcq_llm.Options(dense=True))
+    plan = make_plan(find_blocks(model), mcq_llm.Options(format="dense"))
     line = next(line for line in plan_table(plan, {}).splitlines() if "0.feed_forward.experts.gate_up_proj" in line)
     assert line.split()[1:] == ["256x192", "dense", "16.000", "16.000", "0.0"]
     assert "experts.down_proj of shape (4, 96, 64) stays dense" in caplog.text
@@ -282,7 +282,14 @@ def listed(make_model):
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_lists_of_experts_are_quantized_for_both_kinds_of_checkpoint(listed, tokenizer, windows, tmp_path, dense):
-    lines = quantized(listed, tokenizer, windows, tmp_path, dense=dense, setting=mcq_llm.Setting(1, 4, 8, "row"))
+    lines = quantized(
+        listed,
+        tokenizer,
+        windows,
+        tmp_path,
+        format="dense" if dense else "aqlm",
+        setting=mcq_llm.AdditiveSetting(1, 4, 8, "row"),
+    )
     assert len(lines) == 2 * (4 + 1 + 5 * 3)
     assert lines["model.layers.0.mlp.experts.4.gate_proj"]["tokens"] == 0
     assert 0 < lines["model.layers.0.mlp.experts.0.gate_proj"]["tokens"] < 192

@@ -6,12 +6,13 @@ from transformers import AutoModelForCausalLM
 
 from mcq_llm.aqlm_format import densify
 from mcq_llm.blocks import find_blocks
+from mcq_llm.codecs import AdditiveSetting
 from mcq_llm.config import Options
 from mcq_llm.load import load, load_dense
+from mcq_llm.overrides import Override
 from mcq_llm.plan import make_plan
 from mcq_llm.prepare import Prepared
 from mcq_llm.run import write
-from mcq_llm.setting import Override, Setting
 
 
 def quantized(model, tokenizer, windows, folder, **options):
@@ -22,11 +23,11 @@ def quantized(model, tokenizer, windows, folder, **options):
 
 
 SETTINGS = [
-    Setting(2, 8, 8),
-    Setting(1, 8, 8),
-    Setting(1, 10, 8),
-    Setting(2, 8, 8, "none"),
-    Setting(2, 3, 16),
+    AdditiveSetting(2, 8, 8),
+    AdditiveSetting(1, 8, 8),
+    AdditiveSetting(1, 10, 8),
+    AdditiveSetting(2, 8, 8, "none"),
+    AdditiveSetting(2, 3, 16),
 ]
 
 
@@ -58,7 +59,7 @@ def test_loaded_weights_are_exactly_ours(make_model, tokenizer, windows, tmp_pat
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
 def test_dense_checkpoint_loads_exactly_for_every_architecture(make_model, tokenizer, windows, tmp_path, kind):
     model = make_model(kind)
-    quantized(model, tokenizer, windows, tmp_path, setting=Setting(2, 4, 12, "group"), dense=True)
+    quantized(model, tokenizer, windows, tmp_path, setting=AdditiveSetting(2, 4, 12, "group"), format="dense")
     loaded, _ = load(tmp_path)
     with torch.inference_mode():
         assert torch.equal(loaded(windows).logits, model(windows).logits)

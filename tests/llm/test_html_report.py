@@ -250,7 +250,7 @@ def test_from_a_model_to_its_report(folders, text, tmp_path):
 def test_the_name_is_that_of_the_model_wherever_the_folder_is(folder):
     (folder / "quantization.json").write_text(
         json.dumps(
-            {"name": "tiny-2bit", "base_model": None, "codes": True, "options": asdict(Options()), "tokenizer": "0"}
+            {"name": "tiny-2bit", "base_model": None, "format": "aqlm", "options": asdict(Options()), "tokenizer": "0"}
             | {"calibration_text": None, "versions": {"multicodebook": "0"}}
         )
     )

@@ -140,7 +140,7 @@ def test_two_runs_do_not_share_a_folder(folders, text, tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mixtral"])
 def test_streaming_from_the_disk_changes_nothing(folders, text, tmp_path, kind):
-    options = mcq_llm.Options(tokens=128, window=32, dense=kind in ("gpt2", "mixtral"))
+    options = mcq_llm.Options(tokens=128, window=32, format="dense" if kind in ("gpt2", "mixtral") else "aqlm")
     run(folders[kind], text, options, tmp_path / "whole" / kind)
     run(folders[kind], text, options, tmp_path / "streamed" / kind, stream=True, spill=tmp_path)
     assert weights(tmp_path / "whole" / kind) == weights(tmp_path / "streamed" / kind)
@@ -192,7 +192,7 @@ def test_the_result_computes_what_its_files_say(uninterrupted, windows):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_a_tuned_run_is_closer_resumes_and_is_written_as_it_computes(folders, text, tmp_path, monkeypatch, kind):
-    options = mcq_llm.Options(tokens=2048, window=32, tune="block", setting=mcq_llm.Setting(1, 4))
+    options = mcq_llm.Options(tokens=2048, window=32, tune="block", setting=mcq_llm.AdditiveSetting(1, 4))
     run(folders[kind], text, options, tmp_path / "tuned")
     lines = [json.loads(line) for line in (tmp_path / "tuned" / "tuning.jsonl").read_text().splitlines()]
     assert [line["block"] for line in lines] == ["model.layers.0", "model.layers.1"]
@@ -214,7 +214,7 @@ def test_a_lookahead_brings_the_output_of_the_next_block_closer(folders, text, t
     errors = []
     for lookahead in (0, 1):
         tuning = TuneOptions(lookahead=lookahead, epochs=8, learning_rate=0.02)
-        setting, kept = mcq_llm.Setting(1, 3), (mcq_llm.Override.parse(r"layers\.1\.=dense"),)
+        setting, kept = mcq_llm.AdditiveSetting(1, 3), (mcq_llm.Override.parse(r"layers\.1\.=dense"),)
         options = mcq_llm.Options(
             tokens=2048, window=32, tune="block", tuning=tuning, setting=setting, overrides=kept, precision="float32"
         )
@@ -237,7 +237,9 @@ def test_bias_correction_brings_the_mean_output_back(folders, text, tmp_path):
     original, tokenizer = mcq_llm.load(folders["qwen2"])
     ids = spread_windows(tokenize(tokenizer, text), 16, 32)
     for tune in ("none", "bias"):
-        options = mcq_llm.Options(tokens=512, window=32, tune=tune, target="quantized", setting=mcq_llm.Setting(1, 3))
+        options = mcq_llm.Options(
+            tokens=512, window=32, tune=tune, target="quantized", setting=mcq_llm.AdditiveSetting(1, 3)
+        )
         run(folders["qwen2"], text, options, tmp_path / tune)
         layers = [mcq_llm.load_dense(tmp_path / tune)[0].model.layers[0], original.model.layers[0]]
         with torch.no_grad():

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from mcq.errors import ConfigError, InputError
-from mcq_llm.aqlm_format import StoredLayer
+from mcq_llm.aqlm_format import AqlmLayer
 from mcq_llm.blocks import find_blocks, linear_layers
+from mcq_llm.codecs import AdditiveSetting
 from mcq_llm.coded_linear import CodedLinear
-from mcq_llm.setting import Setting
 from mcq_llm.tune import TuneOptions, relative_error, tune_block
 
-SETTING = Setting(codebooks=2, bits=4, group=8)
+SETTING = AdditiveSetting(codebooks=2, bits=4, group=8)
 PRECISE = TuneOptions(epochs=6, precision="float32")
 
 
@@ -21,7 +21,7 @@ def make_coded(outputs, inputs, seed, bias=None):
     rng = np.random.default_rng(seed)
     codes = rng.integers(16, size=(outputs, inputs // 8, 2)).astype(np.uint16)
     codebooks = (rng.standard_normal((2, 16, 8)) / 8).astype(np.float16)
-    return CodedLinear(StoredLayer(SETTING, inputs, codes, codebooks, np.ones((outputs, 1), np.float16)), bias)
+    return CodedLinear(AqlmLayer(SETTING, inputs, codes, codebooks, np.ones((outputs, 1), np.float16)), bias)
 
 
 class Problem:

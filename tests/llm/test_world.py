@@ -20,14 +20,14 @@ from mcq_llm.prepare import prepare
 from mcq_llm.run import run, write
 from mcq_llm.world import World, fair_threads, joined
 
-COARSE = mcq_llm.Setting(2, 4)
+COARSE = mcq_llm.AdditiveSetting(2, 4)
 #: An odd number of sequences in batches of 2: where batches are cut, one of two processes has nothing of the last.
 #: In float32: in bfloat16 a mixture routes some tokens otherwise, depending on which others they are computed with.
 FIXED = {"window": 32, "setting": COARSE, "precision": "float32"}
 RUNS = {
     "plain": ("llama", mcq_llm.Options(tokens=480, **FIXED)),
     "tuned": ("llama", mcq_llm.Options(tokens=1056, tune="block", target="quantized", **FIXED)),
-    "routed": ("mixtral", mcq_llm.Options(tokens=480, dense=True, **FIXED)),
+    "routed": ("mixtral", mcq_llm.Options(tokens=480, format="dense", **FIXED)),
 }
 #: Of the second block. Gradients are rounded otherwise, which tips codes, and there are few in so small a model.
 TOLERANCE = {"plain": 1e-3, "tuned": 0.25, "routed": 1e-3}

@@ -1,0 +1,184 @@
+"""Any size: the setting of each layer is chosen so that the whole model loses least within a budget of bits.
+
+One pass of the calibration text through the original model gives the Gram of every layer, and with it the layer's
+curve: the relative error of its outputs at each setting that its codec offers. What an error of a layer means for the
+model is its sensitivity (`mcq_llm.sensitivity`). `mcq.rate` chooses settings for the least sum of the products of both.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from mcq.errors import ConfigError
+from mcq.rate import Allocation, Unit, allocate
+from mcq_llm.blocks import Blocks
+from mcq_llm.checkpoint import fingerprint
+from mcq_llm.config import Options
+from mcq_llm.ledger import Ledger
+from mcq_llm.observe import observe
+from mcq_llm.plan import Layer, planned, quantized
+from mcq_llm.sensitivity import sensitivities
+from mcq_llm.setting import Setting
+from mcq_llm.storage import as_stored
+
+log = logging.getLogger("mcq")
+
+#: Bytes that a layer takes besides its arrays, and any other tensor: their descriptions, at most.
+LAYER_OVERHEAD, TENSOR_OVERHEAD = 1536, 192
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is known of a layer of the original model.
+
+    Attributes
+    ----------
+    inputs : str
+        Name of the first layer that receives the same inputs.
+    power : float
+        tr(W H W^T) / tr(H) / outputs: mean square of an output, relative to that of an input.
+    errors : dict of Setting to float
+        Relative error tr(D H D^T) / tr(W H W^T) at each candidate.
+    """
+
+    inputs: str
+    power: float
+    errors: Mapping[Setting, float]
+
+
+def measure_curves(
+    model: PreTrainedModel,
+    blocks: Blocks,
+    windows: torch.Tensor,
+    options: Options,
+    plan: Sequence[Layer],
+    ledger: Ledger,
+) -> dict[str, Curve]:
+    """Return the curve of every layer of a plan that is to be quantized, by name.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    blocks : Blocks
+        Of `model`.
+    windows : tensor of shape (sequences, window), int64
+    options : Options
+    plan : sequence of Layer
+    ledger : Ledger
+        Of earlier measurements; gets the others.
+    """
+    setting, names = options.setting, [layer.name for layer in quantized(plan)]
+    for seen in observe(model, blocks, windows, options, {name for name in names if name not in ledger}):
+        metric = seen.statistics.metric
+        curve = setting.curve(seen.weight, metric)
+        zeros = metric.distortion(seen.weight, np.zeros_like(seen.weight))
+        ledger[seen.name] = {
+            "inputs": seen.inputs,
+            "power": zeros / float(np.trace(metric.matrix)) / len(seen.weight),
+            "errors": [curve[candidate] for candidate in setting.candidates()],
+        }
+    return {
+        name: Curve(
+            ledger[name]["inputs"],
+            ledger[name]["power"],
+            dict(zip(setting.candidates(), ledger[name]["errors"], strict=True)),
+        )
+        for name in names
+        if name in ledger  # others never compute
+    }
+
+
+def allocated(
+    model: PreTrainedModel,
+    blocks: Blocks,
+    windows: torch.Tensor,
+    options: Options,
+    plan: Sequence[Layer],
+    cache: Path | None,
+) -> tuple[list[Layer], Allocation]:
+    """Return the plan with settings that suit the budget of the options, and how they were chosen.
+
+    Layers that an override matches keep what it says.
+
+    Parameters
+    ----------
+    model, blocks, windows, options, plan
+        As for `measure_curves`.
+    cache : Path or None
+        Folder for measurements, to take them up from again.
+
+    Raises
+    ------
+    ConfigError
+        If the budget cannot be met.
+    """
+    assert options.budget is not None  # noqa: S101
+    identity = fingerprint(model, blocks, windows, replace(options, budget=None))
+    identity = {name: value for name, value in identity.items() if not name.startswith("options.")}
+    identity |= {"precision": options.precision, "candidates": ", ".join(map(str, options.setting.candidates()))}
+    given = {layer.name for layer in plan if any(re.search(o.pattern, layer.name) for o in options.overrides)}
+    free = [layer for layer in quantized(plan) if layer.name not in given]
+    if not free:
+        raise ConfigError("the overrides leave no layer whose setting could be chosen; leave out some of them")
+    ledger = Ledger(None if cache is None else cache / "curves.jsonl", identity)
+    curves = measure_curves(model, blocks, windows, options, free, ledger)
+    counts = sensitivities(options.budget.sensitivity, model, blocks, windows, options, curves, cache, identity)
+    units = []
+    for layer in free:
+        curve = curves.get(layer.name)
+        if curve is None:
+            continue  # never computed: it will stay dense
+        costs = [_bits(planned(layer.name, layer.rows, layer.columns, s, options)) for s in curve.errors]
+        units.append(
+            Unit(layer.name, list(curve.errors), costs, [counts[layer.name] * e for e in curve.errors.values()])
+        )
+    room = _budget(model, plan, options) - sum(_bits(layer) for layer in plan if layer.name not in curves)
+    ties = _ties(curves) if options.budget.tie else ()
+    found = allocate(units, max(room, 0), ties=ties)
+    chosen = {name: choice.setting for name, choice in found.chosen.items()}
+    result: list[Layer] = []
+    for old in plan:
+        setting = chosen.get(old.name)
+        if isinstance(setting, Setting):
+            new = planned(old.name, old.rows, old.columns, setting, options)
+            result.append(replace(new, predicted=curves[old.name].errors[setting]))
+        else:
+            result.append(old)
+    return result, found
+
+
+def _bits(layer: Layer) -> int:
+    return round(layer.all_in * layer.entries)
+
+
+def _ties(curves: Mapping[str, Curve]) -> list[list[str]]:
+    """Return the layers that receive the same inputs, which runtimes multiply as one matrix."""
+    users: dict[str, list[str]] = {}
+    for name, curve in curves.items():
+        users.setdefault(curve.inputs, []).append(name)
+    return [names for names in users.values() if len(names) > 1]
+
+
+def _budget(model: PreTrainedModel, plan: Sequence[Layer], options: Options) -> int:
+    """Return the bits that all layers of the plan may take together."""
+    assert options.budget is not None  # noqa: S101
+    budget = options.budget
+    if budget.bits is not None:
+        return int(budget.bits * sum(layer.entries for layer in plan))
+    assert budget.size is not None  # noqa: S101
+    layers = {f"{layer.name}.weight" for layer in plan}
+    tensors = {id(t): t for name, t in model.state_dict(keep_vars=True).items() if name not in layers}
+    stored = (2 * t.numel() if t.is_meta else as_stored(t.detach()).nbytes for t in tensors.values())
+    overhead = LAYER_OVERHEAD * len(quantized(plan)) + TENSOR_OVERHEAD * len(tensors)
+    room = 8 * (budget.size - sum(stored) - overhead)
+    if room <= 0:
+        raise ConfigError(f"what is not quantized takes more than the {budget.size:,} bytes asked for; ask for more")
+    return room

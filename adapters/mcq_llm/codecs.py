@@ -1,0 +1,147 @@
+"""The codecs that a linear layer can be stored with, one kind of setting for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import ClassVar, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+import mcq
+from mcq import rate
+from mcq.errors import ConfigError
+from mcq.validate import in_range, one_of
+from mcq_llm.setting import Setting
+
+Scale = Literal["none", "row", "group"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+#: The codebooks that an allocation chooses from.
+LEAST_BITS, MOST_BITS, MOST_CODEBOOKS = 4, 8, 6
+#: Error with 2, 3, ... codebooks of the least and the most bits, relative to that with one less, in units of the ideal
+#: share 4**-(bits / group). Measured on layers of SmolLM2-135M under their Grams, where it hardly differs.
+FURTHER = {LEAST_BITS: (0.94, 1.02, 1.06, 1.09, 1.1), MOST_BITS: (1.0, 1.08, 1.14, 1.18, 1.2)}
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class AdditiveSetting(Setting):
+    """Additive codes: the only ones that AQLM checkpoints hold, too.
+
+    Attributes
+    ----------
+    codebooks : int
+        Number of codebooks M, 1 to 16.
+    bits : int
+        Bits per code B, 1 to 16; a codebook has 2**B entries.
+    group : int
+        Number of neighbouring inputs g that one tuple of codes describes.
+    scale : {"none", "row", "group"}
+        What shares one float16 scale.
+    """
+
+    codec = "additive"
+    kind: ClassVar[type[mcq.AdditiveQuantizer]] = mcq.AdditiveQuantizer
+
+    codebooks: int = 2
+    bits: int = 8
+    group: int = 8
+    scale: Scale = "row"
+
+    def __post_init__(self) -> None:
+        in_range(self.codebooks, 1, 16, "codebooks")
+        in_range(self.bits, 1, 16, "bits per code")
+        in_range(self.group, 1, None, "group size")
+        one_of(self.scale, SCALES, "scale")
+
+    def quantizer(self) -> mcq.AdditiveQuantizer:  # noqa: D102
+        return self.kind(self.codebooks, self.bits, self.group, self.scale)
+
+    @classmethod
+    def of_bits(cls, bits: float) -> Self:  # noqa: D102
+        if bits != int(bits):
+            raise ConfigError(f"{cls.codec} codes alike in all layers take whole bits, got {bits}; allocate the bits")
+        return cls(codebooks=in_range(int(bits), 1, 16, "bits per weight"))
+
+    @classmethod
+    def reaches(cls, bits: float) -> bool:  # noqa: D102
+        return bits == int(bits)
+
+    def _candidates(self) -> list[Self]:
+        bits = range(LEAST_BITS, MOST_BITS + 1)
+        grid = [(m * b, b, m) for m, b in product(range(1, MOST_CODEBOOKS + 1), bits) if m * b >= MOST_BITS - 1]
+        return [replace(self, codebooks=m, bits=b) for _, b, m in sorted(grid)]
+
+    def candidates(self) -> list[Setting]:
+        """Return 1 to 6 codebooks of 4 to 8 bits: small layers cannot afford large codebooks."""
+        return [*self._candidates()]
+
+    def curve(self, weight: NDArray[np.float32], metric: mcq.Gram) -> dict[Setting, float]:
+        """Return the relative error that a layer will have with each of the candidates.
+
+        One codebook of few and one of many entries are fitted. The logarithm of the error falls evenly with the bits of
+        a code, and with each further codebook as `FURTHER` says.
+        """
+        logs = {}
+        for bits in (LEAST_BITS, MOST_BITS):
+            quantizer = mcq.AdditiveQuantizer(1, bits, self.group, self.scale, rounds=2, search_steps=1)
+            rebuilt = quantizer.decode(quantizer.fit_encode(weight, metric))
+            first = math.log(max(metric.relative_error(weight, rebuilt), TINY))
+            logs[bits] = np.array([first, *np.log(FURTHER[bits]) - math.log(4) * bits / self.group]).cumsum()
+        return {setting: math.exp(_between(logs, setting)) for setting in self._candidates()}
+
+    def groups(self, inputs: int) -> int:
+        """Return the number of groups in a row of `inputs` weights."""
+        return -(-inputs // self.group)
+
+    def scales(self, inputs: int) -> int:
+        """Return the number of scales of a row of `inputs` weights."""
+        return {"none": 0, "row": 1, "group": self.groups(inputs)}[self.scale]
+
+    @property
+    def has_scales(self) -> bool:  # noqa: D102
+        return self.scale != "none"
+
+    def cost(self, rows: int, columns: int) -> mcq.Bits:  # noqa: D102
+        row = self.codebooks * self.groups(columns) * self.bits
+        codebooks = 16 * self.codebooks * 2**self.bits * self.group + 32  # and the gain
+        all_in = rows * (8 * -(-row // 8) + 16 * self.scales(columns)) + codebooks
+        return mcq.Bits(row / columns, all_in / (rows * columns))
+
+    def __str__(self) -> str:
+        scale = "" if self.scale == "row" else f" {self.scale} scale"
+        return f"{self.codebooks}x{self.bits} g{self.group}{scale}"
+
+
+def _between(logs: Mapping[int, NDArray[np.float64]], setting: AdditiveSetting) -> float:
+    """Interpolate between the sizes of codebooks that were fitted."""
+    low, high = (float(logs[bits][setting.codebooks - 1]) for bits in (LEAST_BITS, MOST_BITS))
+    return low + (high - low) * (setting.bits - LEAST_BITS) / (MOST_BITS - LEAST_BITS)
+
+
+@dataclass(frozen=True)
+class ResidualSetting(AdditiveSetting):
+    """Residual codes: additive ones whose every prefix is a code of its own, found faster, with a larger error."""
+
+    codec = "residual"
+    kind = mcq.ResidualQuantizer
+
+    def curve(self, weight: NDArray[np.float32], metric: mcq.Gram) -> dict[Setting, float]:
+        """Return the relative error that a layer will have with each of the candidates: of prefixes of a few codes."""
+        curve: dict[Setting, float] = {}
+        zeros = metric.distortion(weight, np.zeros_like(weight)) or 1.0
+        for bits in range(LEAST_BITS, MOST_BITS + 1):
+            quantizer = mcq.ResidualQuantizer(MOST_CODEBOOKS, bits, self.group, self.scale, rounds=2, search_steps=1)
+            unit = rate.residual_curve("", quantizer, quantizer.fit_encode(weight, metric), weight, metric)
+            for m, distortion in zip(unit.settings, unit.distortion, strict=True):
+                curve[replace(self, codebooks=int(str(m)), bits=bits)] = distortion / zeros
+        return {setting: curve[setting] for setting in self.candidates()}
+
+    def __str__(self) -> str:
+        return f"residual {super().__str__()}"
+
+
+CODECS: dict[str, type[Setting]] = {setting.codec: setting for setting in (AdditiveSetting, ResidualSetting)}

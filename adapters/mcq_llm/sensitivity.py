@@ -1,0 +1,274 @@
+"""What an error of a layer means for the model: the factor of its relative output error in the sum that is minimised.
+
+All providers count the same thing, the relative error tr(D H D^T) / tr(W H W^T) of a layer's outputs under the Gram H
+of its inputs. So what the Gram tells is not counted again: a provider adds what happens behind the layer only.
+
+- ``activation``: nothing; the relative errors of all layers count alike.
+- ``noise``: random weights D are added to one layer at a time, and the Kullback-Leibler divergence of the next-token
+  distributions is divided by the relative error that they make (the linearity theorem of HIGGS, Malinovskii et al.,
+  NAACL 2025).
+- ``measured``: the same, with D the error of the layer when it is quantized.
+- ``fisher``: the divergence to second order, 1/2 sum F D^2. The diagonal F of the Fisher information is the mean square
+  of the gradient of a label that is drawn from the model's own prediction.
+- ``gradient``: the same with principal components of the last hidden states in place of labels (CVXQ, Young, 2024).
+- a JSON file with an object of layer names and numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from mcq.errors import ConfigError, FormatError
+from mcq_llm.blocks import Blocks, get_weight, set_weight
+from mcq_llm.config import Options
+from mcq_llm.ledger import Ledger
+from mcq_llm.observe import observe
+
+PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured")
+
+#: Relative errors of the noise; the factor is a mean over them.
+LEVELS = (0.01, 0.04)
+#: Sequences, and tokens of each, that divergences are measured on.
+DIVERGENCE_SEQUENCES, DIVERGENCE_TOKENS = 4, 128
+#: Sequences, and tokens of each, that gradients are taken of.
+GRADIENT_SEQUENCES, GRADIENT_TOKENS = 16, 256
+#: Principal components of the last hidden states, and tokens from one that they are taken of to the next.
+COMPONENTS, STRIDE = 64, 8
+LEAST = 1e-12
+
+
+class Power(Protocol):
+    """What is known of a layer."""
+
+    @property
+    def power(self) -> float:
+        """Mean square of an output, relative to that of an input."""
+
+
+def sensitivities(
+    provider: str,
+    model: PreTrainedModel,
+    blocks: Blocks,
+    windows: torch.Tensor,
+    options: Options,
+    layers: Mapping[str, Power],
+    cache: Path | None,
+    identity: Mapping[str, str],
+) -> dict[str, float]:
+    """Return what the relative error of each layer counts; the mean over layers is 1.
+
+    Parameters
+    ----------
+    provider : str
+        One of `PROVIDERS`, or the path of a JSON file.
+    model : PreTrainedModel
+        The original, which is afterwards as before.
+    blocks : Blocks
+        Of `model`.
+    windows : tensor of shape (sequences, window), int64
+        Calibration tokens.
+    options : Options
+    layers : mapping of str to Power
+        By full name.
+    cache : Path or None
+        Folder for what is measured, layer by layer.
+    identity : mapping of str to str
+        What decides all measurements.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such provider, or it needs the whole model in memory and does not have it.
+    FormatError
+        If the file does not give a positive number for each layer.
+    """
+    if provider == "activation":
+        return dict.fromkeys(layers, 1.0)
+    if provider not in PROVIDERS:
+        return _scaled(_given(Path(provider), layers))
+    modules = dict(model.named_modules())
+    if blocks.shards is not None or any(name not in modules for name in layers):
+        raise ConfigError(
+            f"the sensitivity {provider!r} needs all weights in memory, each layer a module of its own; leave out "
+            f"--stream, and for fused experts take --sensitivity activation, or a file"
+        )
+    ledger = Ledger(None if cache is None else cache / f"sensitivity-{provider}.jsonl", identity)
+    missing = [name for name in layers if name not in ledger]
+    if missing and provider == "noise":
+        meter = Divergence(model, blocks, windows)
+        for name in tqdm(missing, desc="noise", unit="layer", smoothing=0):
+            ledger[name] = _noise(meter, name, modules[name], layers[name].power)
+    elif missing and provider == "measured":
+        meter = Divergence(model, blocks, windows)
+        for seen in observe(model, blocks, windows, options, missing):
+            quantizer = options.setting.quantizer()
+            rebuilt = quantizer.decode(quantizer.fit_encode(seen.weight, seen.statistics.metric, seed=options.seed))
+            error = max(seen.statistics.metric.relative_error(seen.weight, rebuilt), LEAST)
+            ledger[seen.name] = meter.of(seen.name, seen.layer, torch.from_numpy(rebuilt)) / error
+    elif missing:
+        squares = _mean_squares(model, {name: modules[name] for name in missing}, windows, provider == "fisher")
+        for name, square in squares.items():
+            ledger[name] = square * layers[name].power / 2
+    return _scaled({name: ledger[name] for name in layers if name in ledger})
+
+
+def _scaled(found: Mapping[str, float]) -> dict[str, float]:
+    mean = math.fsum(found.values()) / max(len(found), 1)
+    return {name: max(value / (mean or 1.0), LEAST) for name, value in found.items()}
+
+
+def _given(path: Path, names: Collection[str]) -> dict[str, float]:
+    """Read the factors of all layers `names` from a file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: _positive(found[name]) for name in names}
+    except OSError as error:
+        raise ConfigError(
+            f"the sensitivity must be one of {', '.join(PROVIDERS)}, or a JSON file that can be read; {path}: "
+            f"{error.strerror}"
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path} must give a positive number for each layer by its full name, but: {error}") from None
+
+
+def _positive(value: Any) -> float:
+    if isinstance(value, bool) or not 0 < float(value) < math.inf:
+        raise ValueError(f"got {value!r}")
+    return float(value)
+
+
+class Divergence:
+    """Measures how far the predictions of a model go from what they are, when the weight of a layer changes.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    blocks : Blocks
+        Of `model`, all in memory.
+    windows : tensor of shape (sequences, window), int64
+    """
+
+    def __init__(self, model: PreTrainedModel, blocks: Blocks, windows: torch.Tensor) -> None:
+        self._model, self._blocks = model, blocks
+        self._ids = _spread(windows, DIVERGENCE_SEQUENCES, DIVERGENCE_TOKENS)
+        self._outputs: list[Any] = []  # of each block; the blocks before the one at work need not compute again
+        hooks = [
+            block.register_forward_hook(lambda _, args, output: self._outputs.append(output))
+            for block in blocks.modules
+        ]
+        self._reference = self._log_probabilities()
+        for hook in hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def of(self, name: str, layer: nn.Module, weight: torch.Tensor) -> float:
+        """Return the mean Kullback-Leibler divergence in nats if `layer`, called `name`, has this weight instead."""
+        kept = get_weight(layer).clone()
+        try:
+            set_weight(layer, weight)
+            with self._skipping(self._blocks.number(name)):
+                found = self._log_probabilities()
+        finally:
+            set_weight(layer, kept)
+        return float((self._reference.exp() * (self._reference - found)).sum(-1).mean(dtype=torch.float64))
+
+    @contextmanager
+    def _skipping(self, count: int) -> Iterator[None]:
+        """Let the first `count` blocks return what they returned before."""
+        skipped = list(self._blocks.modules)[:count]
+        try:
+            for block, output in zip(skipped, self._outputs, strict=False):
+                block.forward = lambda *args, output=output, **kwargs: output
+            yield
+        finally:
+            for block in skipped:
+                del block.forward
+
+    @torch.no_grad()
+    def _log_probabilities(self) -> torch.Tensor:
+        logits: torch.Tensor = self._model(self._ids, use_cache=False).logits
+        return logits.float().log_softmax(-1)
+
+
+def _noise(meter: Divergence, name: str, layer: nn.Module, power: float) -> float:
+    """Return the divergence by noise of several levels, relative to the error of the outputs that it makes."""
+    weight, generator = get_weight(layer).float(), torch.Generator().manual_seed(0)
+    noise = torch.randn(weight.shape, generator=generator)
+    found = [meter.of(name, layer, weight + math.sqrt(level * power) * noise) / level for level in LEVELS]
+    return math.fsum(found) / len(found)
+
+
+def _mean_squares(
+    model: PreTrainedModel, layers: Mapping[str, nn.Module], windows: torch.Tensor, labels: bool
+) -> dict[str, float]:
+    """Return for each layer the sum over its weights of the mean square of the gradient, per token.
+
+    Of the likelihood of labels drawn from the model, or of principal components of its last hidden states.
+    """
+    weights = [layer.get_parameter("weight") for layer in layers.values()]
+    generator = torch.Generator().manual_seed(0)
+    sequences = _spread(windows, GRADIENT_SEQUENCES, GRADIENT_TOKENS)
+    scalar = _likelihood if labels else _components(model, sequences)
+    sums = [0.0] * len(weights)
+    was_asked = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for ids in tqdm(sequences, desc="gradients", unit="sequence", smoothing=0):
+            with torch.enable_grad():
+                value = scalar(model, ids[None], generator)
+                gradients = torch.autograd.grad(value, weights, materialize_grads=True)
+            for i, gradient in enumerate(gradients):
+                sums[i] += float(gradient.square().sum(dtype=torch.float64)) / sequences.numel()
+    finally:
+        for weight, asked in zip(weights, was_asked, strict=True):
+            weight.requires_grad_(asked)
+    return dict(zip(layers, sums, strict=True))
+
+
+def _likelihood(model: PreTrainedModel, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return the log-likelihood of labels that the model draws itself: the square of its gradient means the Fisher."""
+    logprobs = model(ids, use_cache=False).logits[0].float().log_softmax(-1)
+    labels = torch.multinomial(logprobs.detach().exp(), 1, generator=generator)
+    return logprobs.gather(1, labels).sum()
+
+
+def _components(
+    model: PreTrainedModel, sequences: torch.Tensor
+) -> Callable[[PreTrainedModel, torch.Tensor, torch.Generator], torch.Tensor]:
+    """Return what sums principal components of the last hidden states with random signs.
+
+    The signs make the mean square of one gradient the sum of the mean squares of all.
+    """
+    with torch.no_grad():
+        states = torch.cat([_last_hidden(model, ids[None]) for ids in sequences])
+        _, vectors = torch.linalg.eigh(states.T @ states)
+    main = vectors[:, -COMPONENTS:]
+
+    def scalar(model: PreTrainedModel, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        chosen = _last_hidden(model, ids)[STRIDE // 2 :: STRIDE] @ main
+        signs = torch.randint(0, 2, chosen.shape, generator=generator) * 2 - 1
+        return (chosen * signs).sum()
+
+    return scalar
+
+
+def _last_hidden(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    states: torch.Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1][0].float()
+    return states
+
+
+def _spread(windows: torch.Tensor, sequences: int, tokens: int) -> torch.Tensor:
+    """Return the first tokens of some sequences, evenly from all: shape (sequences, tokens) or less."""
+    count = min(sequences, len(windows))
+    return windows[torch.linspace(0, len(windows) - 1, count).long(), :tokens]
