@@ -20,8 +20,11 @@ from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFitted
 from mcq.grids import GridQuantizer, gaussian_grid
 from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
+from mcq.outliers import OutlierQuantizer
 from mcq.product import ProductQuantizer
 from mcq.quantizer import Quantizer
+from mcq.rate import Allocation, Unit, allocate, residual_curve
+from mcq.relaxed import RelaxedQuantizer
 from mcq.residual import ResidualQuantizer
 from mcq.scalar import ScalarQuantizer
 from mcq.scalar_codes import ScalarCodes
@@ -34,6 +37,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 __all__ = [
     "AdditiveQuantizer",
+    "Allocation",
     "Bits",
     "Codes",
     "CompandedQuantizer",
@@ -50,14 +54,19 @@ __all__ = [
     "McqError",
     "Metric",
     "NotFittedError",
+    "OutlierQuantizer",
     "Permutation",
     "ProductQuantizer",
     "Quantizer",
+    "RelaxedQuantizer",
     "ResidualQuantizer",
     "ScalarCodes",
     "ScalarQuantizer",
     "Scaling",
     "Transform",
+    "Unit",
+    "allocate",
     "gaussian_grid",
     "load",
+    "residual_curve",
 ]

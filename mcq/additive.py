@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mcq import io
+from mcq import io, vectors
 from mcq.codebooks import refit, start_codebooks
 from mcq.codes import Codes
 from mcq.encoders.local_search import Search
@@ -16,10 +16,10 @@ from mcq.encoders.tables import Step, TableSearch, plan, tables_fit
 from mcq.errors import InputError
 from mcq.metric import Identity, Metric
 from mcq.problem import Problem
-from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
-from mcq.scales import Scale, refit_scale, start_scale, stored_scale, to_float16
+from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array, require_no_outliers
+from mcq.scales import Scale, refit_scale, start_scale, stored_scale
+from mcq.storage import CODEBOOK_DTYPES, CodebookDtype, as_stored, stored_codebooks
 from mcq.validate import in_range, one_of
-from mcq.vectors import learn
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
@@ -46,6 +46,7 @@ class AdditiveConfig:
     rounds: int = 8
     beam_width: int = 16
     search_steps: int = 3
+    codebook_dtype: CodebookDtype = "float16"
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class AdditiveConfig:
         in_range(self.rounds, 1, None, "rounds")
         in_range(self.beam_width, 1, MAX_BEAM_WIDTH, "beam_width")
         in_range(self.search_steps, 0, None, "search_steps")
+        one_of(self.codebook_dtype, CODEBOOK_DTYPES, "codebook_dtype")
 
     @property
     def num_entries(self) -> int:
@@ -64,12 +66,38 @@ class AdditiveConfig:
         return 1 << self.codebook_bits
 
 
+def learn(
+    search: Search,
+    codebooks: Floats,
+    scale: Floats,
+    config: AdditiveConfig,
+    progress: Progress,
+    refit: Callable[..., Floats] = refit,
+) -> tuple[NDArray[np.float16], Words, Floats]:
+    """Alternate from given codebooks; return them as they are stored, and codes and scales chosen for exactly these."""
+    problem, codes = search.problem, search.no_codes()
+    for done in range(config.rounds):
+        search.improve(codes, codebooks, scale, fresh=done == 0 or (search.feeds_back and done < config.rounds // 2))
+        codebooks = refit(problem, codes, codebooks, search.spread(scale), CONJUGATE_STEPS)
+        scale = refit_scale(problem, codes, codebooks, scale, config.scale)
+        progress(done + 1, config.rounds + 1)
+    stored = as_stored(codebooks, config.codebook_dtype)
+    scale = stored_scale(scale)
+    search.improve(codes, stored.astype(np.float32), scale)
+    progress(config.rounds + 1, config.rounds + 1)
+    return stored, codes, scale
+
+
 def choose_codes(
-    problem: Problem, codebooks: Floats, scale: Floats, kind: Scale, config: AdditiveConfig
+    problem: Problem,
+    codebooks: Floats,
+    scale: Floats,
+    kind: Scale,
+    config: AdditiveConfig,
+    search: Search | None = None,
 ) -> tuple[Words, Floats]:
     """Return codes (n, G, M) for given codebooks (M, K, g), and the scales refitted to them as they are stored."""
-    num_codebooks, num_entries, _ = codebooks.shape
-    search = Search(problem, num_codebooks, num_entries, config.beam_width)
+    search = search or Search(problem, len(codebooks), codebooks.shape[1], config.beam_width)
     codes = search.no_codes()
     search.improve(codes, codebooks, scale, fresh=True)
     # One exact move for each group leaves nothing to improve.
@@ -106,11 +134,14 @@ class AdditiveQuantizer(Quantizer):
         How often codes are improved after they were first chosen for given codebooks: by sweeps over the groups of a
         row; where a row is one group of more than two codebooks, by moves of pairs, first as they are and then with
         some codes shifted. 0 is fastest: with one group, the beam alone.
+    codebook_dtype : "float16" or "int8"
+        How codebooks are stored. In 8 bits, with one step per codebook, they take half the space at nearly the same
+        error, which pays on small matrices.
 
     Attributes
     ----------
     codebooks : array of shape (M, K, g), float16
-        In units of `gain`.
+        In units of `gain`, as they decode.
     gain : float
         A power of two that keeps codebooks and scales in the range of float16.
 
@@ -159,8 +190,9 @@ class AdditiveQuantizer(Quantizer):
         rounds: int = 8,
         beam_width: int = 16,
         search_steps: int = 3,
+        codebook_dtype: CodebookDtype = "float16",
     ) -> None:
-        options = (num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps)
+        options = (num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps, codebook_dtype)
         super().__init__(AdditiveConfig(*options))
 
     def fit_encode(
@@ -190,7 +222,8 @@ class AdditiveQuantizer(Quantizer):
         rng = np.random.default_rng(in_range(seed, 0, None, "seed"))
         scale = start_scale(problem, self.config.scale)
         codebooks, codes, scale = self._learn(problem, scale, rng, progress or ignore_progress)
-        self.arrays = {"codebooks": codebooks, "gain": np.array([problem.gain], np.float32)}
+        gain = np.array([problem.gain], np.float32)
+        self.arrays = stored_codebooks(codebooks, self.config.codebook_dtype) | {"gain": gain}
         return self._pack(problem, codes, scale, np.shape(x)[1])
 
     def encode(self, x: ArrayLike, metric: Metric | None = None) -> Codes:
@@ -212,7 +245,7 @@ class AdditiveQuantizer(Quantizer):
         """
         self._require_fitted()
         codebooks, parts, choose = self.codebooks.astype(np.float32), [], None
-        for problem in Problem.parts(x, metric, self._group_size, self.gain):
+        for problem in self._parts(x, metric):
             choose = choose or self._chooser(problem, codebooks)
             parts.append(self._pack(problem, *choose(problem), np.shape(x)[1]))
         return Codes.concatenate(parts)
@@ -237,27 +270,21 @@ class AdditiveQuantizer(Quantizer):
         """Return codebooks as they are stored, and codes and scales chosen for exactly these."""
         config = self.config
         if self._is_of_vectors(problem):
-            codebooks, codes = learn(problem, config.num_codebooks, config.num_entries, config.rounds, rng, progress)
-            stored = to_float16(codebooks)
+            codebooks, codes = vectors.learn(
+                problem, config.num_codebooks, config.num_entries, config.rounds, rng, progress
+            )
+            stored = as_stored(codebooks, config.codebook_dtype)
             tables = TableSearch(stored.astype(np.float32))
             codes = tables.choose(problem.x, config.beam_width, self._steps(), codes)
             progress(config.rounds + 1, config.rounds + 1)
             return stored, codes[:, None], scale
         codebooks = start_codebooks(problem, scale, config.num_codebooks, config.num_entries, rng)
         search = Search(problem, config.num_codebooks, config.num_entries, config.beam_width)
-        codes = search.no_codes()
-        for done in range(config.rounds):
-            search.improve(
-                codes, codebooks, scale, fresh=done == 0 or (search.feeds_back and done < config.rounds // 2)
-            )
-            codebooks = refit(problem, codes, codebooks, search.spread(scale), CONJUGATE_STEPS)
-            scale = refit_scale(problem, codes, codebooks, scale, config.scale)
-            progress(done + 1, config.rounds + 1)
-        stored = to_float16(codebooks)
-        scale = stored_scale(scale)
-        search.improve(codes, stored.astype(np.float32), scale)
-        progress(config.rounds + 1, config.rounds + 1)
-        return stored, codes, scale
+        return learn(search, codebooks, scale, config, progress)
+
+    def _parts(self, x: ArrayLike, metric: Metric | None) -> Iterator[Problem]:
+        """Yield the problems of an encode, of some rows each."""
+        return Problem.parts(x, metric, self._group_size, self.gain)
 
     def _chooser(self, problem: Problem, codebooks: Floats) -> Chooser:
         """Return what chooses codes, and scales as they are stored, for problems like this one, whatever their rows."""
@@ -297,10 +324,13 @@ class AdditiveQuantizer(Quantizer):
         return Codes.pack(problem.restore(codes), codebook_bits=self.config.codebook_bits, d=d, scales=scales)
 
     def _decode(self, codes_nGM: Words, codes: Codes) -> Floats:  # noqa: N803
-        n, groups, num_codebooks = codes_nGM.shape
+        return self._rebuild(codes_nGM, self.codebooks[: codes_nGM.shape[2]].astype(np.float32), codes)
+
+    def _rebuild(self, codes_nGM: Words, codebooks: Floats, codes: Codes) -> Floats:  # noqa: N803
+        """Return what unpacked codes and given codebooks decode to, with the scales and the width of `codes`."""
+        n, groups, _ = codes_nGM.shape
         scale = np.ones((n, 1), np.float32) if codes.scales is None else codes.scales.astype(np.float32)
         scale = scale * np.float32(self.gain)
-        codebooks = self.codebooks[:num_codebooks].astype(np.float32)
         x_hat = cpu.decode(np.ascontiguousarray(codes_nGM), codebooks, np.broadcast_to(scale, (n, groups)))
         return np.ascontiguousarray(x_hat[:, : codes.shape[1]])
 
@@ -310,6 +340,7 @@ class AdditiveQuantizer(Quantizer):
         want = (config.num_codebooks, config.codebook_bits, -(-d // self._group_size), columns)
         found_columns = 0 if codes.scales is None else codes.scales.shape[1]
         found = (codes.num_codebooks, codes.codebook_bits, codes.num_groups, found_columns)
+        require_no_outliers(codes)
         if want != found:
             raise InputError(
                 "the codes must come from a quantizer with the same options: (codebooks, bits, groups, scale columns) "
@@ -318,10 +349,8 @@ class AdditiveQuantizer(Quantizer):
 
     def _check_arrays(self) -> None:
         config = self.config
-        require_array(
-            self.arrays,
-            "codebooks",
-            np.float16,
-            (config.num_codebooks, config.num_entries, config.group_size),
-        )
+        shape = (config.num_codebooks, config.num_entries, config.group_size)
+        require_array(self.arrays, "codebooks", np.dtype(config.codebook_dtype).type, shape)
+        if config.codebook_dtype == "int8":
+            require_array(self.arrays, "codebook_steps", np.float32, shape[:1])
         require_array(self.arrays, "gain", np.float32, (1,))

@@ -157,7 +157,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="Quantizer or codes.")]) -
     if kind == "codes":
         codes = mcq.Codes.load(file)
         print(f"payload: {codes.bits().payload:.3f} bits per entry")
-        print(f"with row padding and scales: {codes.bits().all_in:.3f} bits per entry")
+        print(f"with row padding, scales and outliers: {codes.bits().all_in:.3f} bits per entry")
         print(f"\n{report.usage(codes)}")
 
 

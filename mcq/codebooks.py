@@ -31,21 +31,30 @@ COUNT_FLOATS = 1 << 24
 def start_codebooks(
     problem: Problem, scale: Floats, num_codebooks: int, num_entries: int, rng: np.random.Generator
 ) -> Floats:
-    """Return codebooks (M, K, g) to start a fit from: residual k-means of the scaled groups.
+    """Return codebooks (M, K, g) to start a fit from: residual k-means of the scaled groups."""
+    points, weight = scaled_groups(problem, scale)
+    points = points.reshape(-1, problem.group_size)
+    return residual_kmeans(points, weight.ravel(), num_codebooks, num_entries, KMEANS_ITERATIONS, rng)
+
+
+def scaled_groups(problem: Problem, scale: Floats) -> tuple[Floats, Floats]:
+    """Return the groups (n, G, g) in units of their scales, and how much each weighs (n, G) in a mean.
 
     A diagonal metric weighs the groups. A metric that couples groups does not: error feedback moves the errors to
     where they weigh least, and plain centres then end lower.
     """
     g, groups = problem.group_size, problem.num_groups
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    points = (problem.x.reshape(-1, groups, g) * inverse[:, :, None]).reshape(-1, g)
-    weight = np.broadcast_to(scale**2, (len(scale), groups)).ravel().astype(np.float32)
+    points = problem.x.reshape(-1, groups, g) * inverse[:, :, None]
+    weight = np.broadcast_to(scale**2, (len(scale), groups)).astype(np.float32)
     if not problem.metric.couples:
-        weight = weight * np.tile(problem.metric.diagonal(groups * g).reshape(groups, g).mean(1), len(scale))
-    return residual_kmeans(points, weight, num_codebooks, num_entries, KMEANS_ITERATIONS, rng)
+        weight = weight * problem.metric.diagonal(groups * g).reshape(groups, g).mean(1)
+    return points, weight
 
 
-def refit(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, iterations: int) -> Floats:
+def refit(
+    problem: Problem, codes: Words, codebooks: Floats, scale: Floats, iterations: int, null: bool = False
+) -> Floats:
     """Return the codebooks (M, K, g) that minimise the distortion for given codes and scales, by least squares.
 
     Under the identity all coordinates share one normal matrix of M * K rows: Cholesky. Otherwise conjugate gradients
@@ -60,11 +69,13 @@ def refit(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, iter
     scale : array of shape (n, G), may be broadcast
     iterations : int
         Of conjugate gradients.
+    null : bool
+        The last entry of each codebook is zero and stays so: it stands for no entry. By conjugate gradients only.
     """
     num_codebooks, k, _ = codebooks.shape
-    if isinstance(problem.metric, Identity) and num_codebooks * k <= MAX_NORMAL_ROWS:
+    if isinstance(problem.metric, Identity) and num_codebooks * k <= MAX_NORMAL_ROWS and not null:
         return codebooks + _solve_shared(problem, codes, codebooks, scale)
-    return codebooks + _solve_conjugate(problem, codes, codebooks, scale, iterations)
+    return codebooks + _solve_conjugate(problem, codes, codebooks, scale, iterations, null)
 
 
 def _solve_shared(problem: Problem, codes: Words, codebooks: Floats, scale: Floats) -> Floats:
@@ -74,14 +85,19 @@ def _solve_shared(problem: Problem, codes: Words, codebooks: Floats, scale: Floa
     return equations.solve_change(equations.right).reshape(codebooks.shape).astype(np.float32)
 
 
-def _solve_conjugate(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, iterations: int) -> Floats:
+def _solve_conjugate(
+    problem: Problem, codes: Words, codebooks: Floats, scale: Floats, iterations: int, null: bool
+) -> Floats:
     """Return the change of the codebooks after some steps of preconditioned conjugate gradients."""
     k = codebooks.shape[1]
     precondition = _preconditioner(problem.metric, codes, scale, codebooks.shape)
     ridge = np.float32(RIDGE * _mean_diagonal(problem, scale, k))
 
     def gather(weighted: Floats) -> Floats:
-        return cpu.scatter_add(codes, weighted, scale, k).astype(np.float32)
+        sums = cpu.scatter_add(codes, weighted, scale, k).astype(np.float32)
+        if null:
+            sums[:, -1] = 0
+        return sums
 
     def weigh(x: Floats) -> Floats:
         return np.ascontiguousarray(problem.metric.apply(x))

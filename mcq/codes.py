@@ -56,6 +56,8 @@ class Codes:
         G groups a row, M codes a group, B bits a code (1 to 16).
     scales : array of shape (n, 1) or (n, G), float16, optional
         Factor of each row or of each group.
+    outliers : array of shape (n, any), uint8, optional
+        What `OutlierQuantizer` stores beside the codes.
 
     Raises
     ------
@@ -79,6 +81,7 @@ class Codes:
     num_codebooks: int
     codebook_bits: int
     scales: NDArray[np.float16] | None = None
+    outliers: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         n, _ = (in_range(size, 0, None, "shape") for size in self.shape)
@@ -88,6 +91,8 @@ class Codes:
         _require(self.packed, "packed", np.uint8, [(n, -(-self._row_bits // 8))])
         if self.scales is not None:
             _require(self.scales, "scales", np.float16, [(n, 1), (n, groups)])
+        if self.outliers is not None:
+            _require(self.outliers, "outliers", np.uint8, [(n, self.outliers.shape[-1])])
 
     @classmethod
     def pack(
@@ -131,11 +136,29 @@ class Codes:
         words = cpu.unpack_bits(self.packed, self.codebook_bits, self.num_groups * self.num_codebooks)
         return words.reshape(len(self), self.num_groups, self.num_codebooks)
 
+    def prefix(self, num_codebooks: int) -> Codes:
+        """Return the codes of the first `num_codebooks` codebooks alone, packed anew.
+
+        Raises
+        ------
+        ConfigError
+            If `num_codebooks` is not from 1 to M.
+
+        Examples
+        --------
+        >>> codes = Codes.pack(np.array([[[1, 2]], [[3, 0]]]), codebook_bits=2, d=4)
+        >>> codes.prefix(1).unpack().tolist()
+        [[[1]], [[3]]]
+        """
+        first = in_range(num_codebooks, 1, self.num_codebooks, "num_codebooks")
+        words = self.unpack()[:, :, :first]
+        return Codes.pack(words, codebook_bits=self.codebook_bits, d=self.shape[1], scales=self.scales)
+
     def bits(self, shared_bytes: int = 0) -> Bits:
         """Count the bits per entry; `shared_bytes` is what is stored once for all rows."""
         n, d = self.shape
         entries = max(n * d, 1)
-        stored = self.packed.nbytes + (0 if self.scales is None else self.scales.nbytes) + shared_bytes
+        stored = sum(array.nbytes for array in self._arrays.values()) + shared_bytes
         return Bits(payload=n * self._row_bits / entries, all_in=8 * stored / entries)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -146,8 +169,7 @@ class Codes:
             "num_codebooks": self.num_codebooks,
             "codebook_bits": self.codebook_bits,
         }
-        scales = {} if self.scales is None else {"scales": self.scales}
-        io.write(path, "codes", config, {"packed": self.packed, **scales})
+        io.write(path, "codes", config, self._arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Codes:
@@ -175,18 +197,15 @@ class Codes:
         for part in parts:
             if part._layout != first._layout:
                 raise InputError(f"all parts must share one layout, got {first._layout} and {part._layout}")
-        scales = [part.scales for part in parts if part.scales is not None]
-        return dataclasses.replace(
-            first,
-            packed=np.concatenate([part.packed for part in parts]),
-            shape=(sum(len(part) for part in parts), first.shape[1]),
-            scales=np.concatenate(scales) if scales else None,
-        )
+        joined: dict[str, Any] = {
+            name: np.concatenate([part._arrays[name] for part in parts]) for name in first._arrays
+        }
+        return dataclasses.replace(first, shape=(len(joined["packed"]), first.shape[1]), **joined)
 
     @classmethod
     def _from_container(cls, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Codes:
         n, d = config["shape"]
-        return cls(packed=arrays["packed"], scales=arrays.get("scales"), **{**config, "shape": (n, d)})
+        return cls(**{"packed": arrays["packed"], **arrays, **config, "shape": (n, d)})
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -194,9 +213,8 @@ class Codes:
     def __getitem__(self, rows: slice) -> Codes:
         if not isinstance(rows, slice):
             raise TypeError(f"codes are cut by a slice over rows, such as codes[10:20], got {rows!r}")
-        packed = np.ascontiguousarray(self.packed[rows])
-        scales = None if self.scales is None else np.ascontiguousarray(self.scales[rows])
-        return dataclasses.replace(self, packed=packed, shape=(len(packed), self.shape[1]), scales=scales)
+        cut: dict[str, Any] = {name: np.ascontiguousarray(array[rows]) for name, array in self._arrays.items()}
+        return dataclasses.replace(self, shape=(len(cut["packed"]), self.shape[1]), **cut)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Codes):
@@ -204,8 +222,7 @@ class Codes:
         return (
             self.shape == other.shape
             and self._layout == other._layout
-            and np.array_equal(self.packed, other.packed)
-            and (self.scales is None or np.array_equal(self.scales, other.scales))  # type: ignore[arg-type]
+            and all(np.array_equal(array, other._arrays[name]) for name, array in self._arrays.items())
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -213,6 +230,12 @@ class Codes:
     def __repr__(self) -> str:
         layout = ", ".join(f"{name}={value}" for name, value in self._layout.items())
         return f"Codes(n={len(self)}, {layout})"
+
+    @property
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """What there is for each row, by name."""
+        arrays = {"packed": self.packed, "scales": self.scales, "outliers": self.outliers}
+        return {name: array for name, array in arrays.items() if array is not None}
 
     @property
     def _row_bits(self) -> int:
@@ -227,6 +250,7 @@ class Codes:
             "num_codebooks": self.num_codebooks,
             "codebook_bits": self.codebook_bits,
             "scale_columns": 0 if self.scales is None else self.scales.shape[1],
+            **({} if self.outliers is None else {"outlier_bytes": self.outliers.shape[1]}),
         }
 
 

@@ -79,9 +79,14 @@ def load(path: StrPath) -> Any:
         known = ", ".join(sorted(_CLASSES))
         raise FormatError(f"{path} holds the unknown kind {kind!r} (known: {known}); upgrade multicodebook")
     try:
-        return _CLASSES[kind]._from_container(config, arrays)
+        return build(kind, config, arrays)
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is not a usable container of kind {kind!r}: {error}") from error
+
+
+def build(kind: str, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Return the object of a registered kind that these make up; errors are those of its class."""
+    return _CLASSES[kind]._from_container(config, arrays)
 
 
 def load_as(cls: type[T], path: StrPath) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -51,10 +51,18 @@ class Problem:
     gain: float
 
     @classmethod
-    def arrange(cls, x: ArrayLike, metric: Metric | None, group_size: int | None, gain: float | None = None) -> Problem:
+    def arrange(
+        cls,
+        x: ArrayLike,
+        metric: Metric | None,
+        group_size: int | None,
+        gain: float | None = None,
+        columns: NDArray[np.intp] | None = None,
+    ) -> Problem:
         """Check the data, cut them into groups and order the groups by descending weight.
 
-        Without `gain`, the power of two nearest to the root mean square of the data is taken.
+        Without `gain`, the power of two nearest to the root mean square of the data is taken. With `columns`, groups
+        are cut from the columns in this order.
 
         Raises
         ------
@@ -70,18 +78,34 @@ class Problem:
         if gain is None:
             gain = typical_size(matrix)
         require_size(matrix, gain)
+        if columns is not None:
+            matrix, metric = matrix[:, columns], metric.arranged(columns, d)
         g = group_size or d
         groups = -(-d // g)
         weight = np.zeros(groups * g)
         weight[:d] = metric.diagonal(d)
         order = np.argsort(-weight.reshape(groups, g).sum(1), kind="stable") if metric.couples else np.arange(groups)
-        columns = (order[:, None] * g + np.arange(g)).ravel()
+        places = (order[:, None] * g + np.arange(g)).ravel()
         padded = np.zeros((n, groups * g), np.float32)
         np.divide(matrix, np.float32(gain), out=padded[:, :d])
-        return cls(np.ascontiguousarray(padded[:, columns]), metric.arranged(columns, d), g, order, gain)
+        return cls(np.ascontiguousarray(padded[:, places]), metric.arranged(places, d), g, order, gain)
+
+    def in_order(self, group_order: NDArray[np.intp]) -> Problem:
+        """Return the same problem with its groups, named by their places in the data, in another order."""
+        g = self.group_size
+        columns = (np.argsort(self.group_order)[group_order][:, None] * g + np.arange(g)).ravel()
+        x, metric = np.ascontiguousarray(self.x[:, columns]), self.metric.arranged(columns, len(columns))
+        return replace(self, x=x, metric=metric, group_order=group_order)
 
     @classmethod
-    def parts(cls, x: ArrayLike, metric: Metric | None, group_size: int | None, gain: float) -> Iterator[Problem]:
+    def parts(
+        cls,
+        x: ArrayLike,
+        metric: Metric | None,
+        group_size: int | None,
+        gain: float,
+        columns: NDArray[np.intp] | None = None,
+    ) -> Iterator[Problem]:
         """Yield problems of some rows each, all of `x` in turn, so that an encode needs little beside it.
 
         Where groups are coupled there is only one: its preparation costs as much as thousands of rows.
@@ -99,7 +123,7 @@ class Problem:
             for start in range(0, n, step):
                 as_matrix(rows[start : start + step], first_row=start)
         for start in range(0, n, step):
-            yield cls.arrange(rows[start : start + step], metric, group_size, gain)
+            yield cls.arrange(rows[start : start + step], metric, group_size, gain, columns)
 
     @property
     def num_groups(self) -> int:

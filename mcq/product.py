@@ -14,7 +14,7 @@ from mcq.codes import Codes
 from mcq.errors import InputError
 from mcq.metric import Diagonal, Identity, Metric
 from mcq.problem import Problem
-from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
+from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array, require_no_outliers
 from mcq.residual import ResidualQuantizer
 from mcq.rotation import learned_rotation, random_rotation
 from mcq.scales import to_float16
@@ -210,6 +210,7 @@ class ProductQuantizer(Quantizer):
         config, (n, d) = self.config, codes.shape
         found = (codes.num_groups, codes.num_codebooks, codes.codebook_bits, codes.scales is not None)
         want = (config.num_splits, config.num_codebooks, config.codebook_bits, False)
+        require_no_outliers(codes)
         if found != want:
             raise InputError(
                 "the codes must come from a quantizer with the same options: (slices, codebooks, bits, scales) "

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mcq import io
-from mcq.codes import Bits
+from mcq.codes import Bits, Codes
 from mcq.errors import InputError, NotFittedError
 from mcq.metric import Metric
+from mcq.storage import restored_codebooks
 from mcq.validate import config_from_dict
 
 Floats = NDArray[np.float32]
@@ -46,7 +47,7 @@ class Quantizer(ABC):
     def codebooks(self) -> NDArray[np.float16]:
         """Entries (M, K, g), or those of each slice, in units of `gain`."""
         self._require_fitted()
-        return self.arrays["codebooks"]
+        return restored_codebooks(self.arrays)
 
     @property
     def gain(self) -> float:
@@ -129,3 +130,9 @@ def require_array(arrays: Mapping[str, NDArray[Any]], name: str, dtype: type, sh
         raise InputError(f"array {name!r} must be {np.dtype(dtype)} of shape {shape}, got {found}")
     if any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
         raise InputError(f"array {name!r} must have shape {shape}, got {array.shape}")
+
+
+def require_no_outliers(codes: Codes) -> None:
+    """Raise `InputError` if codes come from an `OutlierQuantizer`, which alone knows how to add its outliers."""
+    if codes.outliers is not None:
+        raise InputError("the codes must come from a quantizer with the same options, but have outliers as well")

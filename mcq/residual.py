@@ -18,7 +18,8 @@ from mcq.kmeans import progressive_residual_kmeans
 from mcq.metric import Identity
 from mcq.problem import Problem
 from mcq.quantizer import Progress
-from mcq.scales import Scale, start_scale, to_float16
+from mcq.scales import Scale, start_scale
+from mcq.storage import CodebookDtype, as_stored, stored_codebooks
 from mcq.validate import in_range
 from mcq_ext import cpu
 
@@ -53,6 +54,8 @@ class ResidualQuantizer(AdditiveQuantizer):
         Partial codes that the beam keeps, 1 to 256.
     search_steps : int
         Sweeps over the groups of a row, for each codebook, where there is no beam.
+    codebook_dtype : "float16" or "int8"
+        As in `AdditiveQuantizer`.
 
     Raises
     ------
@@ -86,8 +89,11 @@ class ResidualQuantizer(AdditiveQuantizer):
         rounds: int = 8,
         beam_width: int = 8,
         search_steps: int = 3,
+        codebook_dtype: CodebookDtype = "float16",
     ) -> None:
-        super().__init__(num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps)
+        super().__init__(
+            num_codebooks, codebook_bits, group_size, scale, rounds, beam_width, search_steps, codebook_dtype
+        )
         self.config = ResidualConfig(**dataclasses.asdict(self.config))
 
     def decode(self, codes: Codes, num_codebooks: int | None = None) -> Floats:
@@ -108,6 +114,21 @@ class ResidualQuantizer(AdditiveQuantizer):
         first = total if num_codebooks is None else in_range(num_codebooks, 1, total, "num_codebooks")
         return self._decode(codes.unpack()[:, :, :first], codes)
 
+    def prefix(self, num_codebooks: int) -> ResidualQuantizer:
+        """Return the quantizer of the first codebooks alone, which decodes ``codes.prefix(num_codebooks)``.
+
+        Raises
+        ------
+        NotFittedError
+            If there are no codebooks yet.
+        ConfigError
+            If `num_codebooks` is not from 1 to M.
+        """
+        first = in_range(num_codebooks, 1, self.config.num_codebooks, "num_codebooks")
+        config = replace(self.config, num_codebooks=first)
+        arrays = self.arrays | stored_codebooks(self.codebooks[:first], config.codebook_dtype)
+        return ResidualQuantizer._from_container(dataclasses.asdict(config), arrays)
+
     def _learn(
         self, problem: Problem, scale: Floats, rng: np.random.Generator, progress: Progress
     ) -> tuple[NDArray[np.float16], Words, Floats]:
@@ -116,9 +137,16 @@ class ResidualQuantizer(AdditiveQuantizer):
             found = progressive_residual_kmeans(
                 problem.x, config.num_codebooks, config.num_entries, config.rounds, rng, progress
             )
-            codebooks = to_float16(found)
+            codebooks = as_stored(found, config.codebook_dtype)
             return codebooks, *self._chooser(problem, codebooks.astype(np.float32))(problem)
-        stage = AdditiveQuantizer(1, config.codebook_bits, config.group_size, config.scale, config.rounds)
+        stage = AdditiveQuantizer(
+            num_codebooks=1,
+            codebook_bits=config.codebook_bits,
+            group_size=config.group_size,
+            scale=config.scale,
+            rounds=config.rounds,
+            codebook_dtype=config.codebook_dtype,
+        )
         rest, stored = problem, []
         for m in range(config.num_codebooks):
             codebook, codes, scale = stage._learn(

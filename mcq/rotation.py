@@ -81,7 +81,8 @@ def _recentred(x: Floats, centres: Floats) -> Floats:
 def _balanced_axes(x: Floats, num_splits: int) -> Floats:
     """Return the principal axes (d, d) in an order in which all slices have about the same product of variances."""
     d = x.shape[1]
-    variance, axes = np.linalg.eigh(np.cov(x.T, dtype=np.float64).reshape(d, d))
+    centred = x - x.mean(0, dtype=np.float64)
+    variance, axes = np.linalg.eigh(centred.T @ centred)
     width = -(-d // num_splits)
     sizes = [len(range(start, min(start + width, d))) for start in range(0, d, width)]
     dealt: list[list[int]] = [[] for _ in sizes]

@@ -32,7 +32,7 @@ from mcq.errors import ConfigError, InputError
 from mcq.kmeans import SAMPLES_PER_ENTRY
 from mcq.normal import NormalEquations
 from mcq.quantizer import Progress, Quantizer, ignore_progress
-from mcq.scales import to_float16
+from mcq.storage import stored_codebooks
 from mcq.validate import as_matrix, in_range
 from mcq_ext import cpu
 
@@ -42,6 +42,8 @@ Q = TypeVar("Q", bound=Quantizer)
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 
+#: Kinds whose codes are all that a row needs, and whose codebooks serve all rows alike.
+KINDS = ("additive", "residual", "product")
 #: Rows that are summed in one go; 32 MiB of a matrix with 128 columns.
 BLOCK_ROWS = 1 << 16
 TINY = float(np.finfo(np.float64).tiny)
@@ -193,6 +195,10 @@ def _encode_block(x: NDArray[Any], quantizer: Quantizer) -> NDArray[np.unsignedi
 
 
 def _require_no_scale(quantizer: Quantizer) -> None:
+    if quantizer.kind not in KINDS:
+        raise ConfigError(
+            f"partitions are coded by additive, residual and product quantizers, got {type(quantizer).__name__}"
+        )
     scale = getattr(quantizer.config, "scale", "none")
     if scale != "none":
         raise ConfigError(f"codes over partitions have no place for scales; make the quantizer without scale={scale!r}")
@@ -287,7 +293,8 @@ def _refitted(model: Q, equations: Sequence[NormalEquations]) -> Q:
     solve = NormalEquations.solve_in_turn if in_turn else NormalEquations.solve
     codebooks = np.stack([solve(own, old) for own, old in zip(equations, _codebooks(model), strict=True)])
     refitted = copy.copy(model)
-    refitted.arrays = model.arrays | {"codebooks": to_float16(codebooks).reshape(model.arrays["codebooks"].shape)}
+    shaped = codebooks.reshape(model.arrays["codebooks"].shape)
+    refitted.arrays = model.arrays | stored_codebooks(shaped, getattr(config, "codebook_dtype", "float16"))
     return refitted
 
 

@@ -85,10 +85,10 @@ def build_index(
     rows, seed = as_rows(x), in_range(seed, 0, (1 << 31) - 1, "seed")
     if training_rows is None:
         training_rows = max(TRAINING_ROWS, ROWS_PER_LIST * (description.lists or 0))
-    source = rows if learn is None else as_rows(learn, name="learn")
+    source, name = (rows, "x") if learn is None else (as_rows(learn, name="learn"), "learn")
     if source.shape[1] != rows.shape[1]:
         raise InputError(f"learn must have the {rows.shape[1]} columns of x, got shape {tuple(source.shape)}")
-    training = sample_rows(source, in_range(training_rows, 1, None, "training_rows"), np.random.default_rng(seed))
+    training = sample_rows(source, in_range(training_rows, 1, None, "training_rows"), np.random.default_rng(seed), name)
     coarse = None
     residuals, lists = training, None
     if description.lists is not None:

@@ -9,12 +9,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mcq.errors import InputError
-from mcq_search.codebooks import Codebooks
-from mcq_search.faiss_fill import quantizer_of
+from mcq_search.codebooks import Codebooks, Floats
+from mcq_search.faiss_fill import CALIBRATION_SIZE, calibration_of, quantizer_of
 from mcq_search.layout import MAX_PRODUCT_BYTES, Layout, Norm, product_bytes
 
 METRICS = {"l2": faiss.METRIC_L2, "ip": faiss.METRIC_INNER_PRODUCT}
 SEARCH_TYPES = {"decompress": "ST_decompress", "none": "ST_LUT_nonorm", "lut": "ST_norm_from_LUT"}
+#: Norm encodings that FAISS finds by k-means, the squared norms that it can take without leaving float32, and how far
+#: apart they are set, relative to the largest, where too few are different.
+LEARNED = ("cqint8", "cqint4", "lsq2x4", "rq2x4")
+LEAST_NORM, MOST_NORM = 1e-15, 1e17
+SPREAD = 1e-3
 UNCALIBRATED = ("decompress", "none", "lut", "float")
 
 
@@ -127,4 +132,19 @@ def _calibrate(quantizer: Any, norm: Norm, calibration: ArrayLike | None) -> Non
     norms = np.ascontiguousarray(calibration, np.float32)
     if norms.ndim != 1 or norms.size == 0 or not np.isfinite(norms).all():
         raise InputError(f"calibration must be finite squared norms of shape (m,), m > 0, got shape {norms.shape}")
+    if norm in LEARNED:
+        norms = _for_kmeans(norms, norm)
     quantizer.train_norm(len(norms), faiss.swig_ptr(norms))
+
+
+def _for_kmeans(norms: Floats, norm: Norm) -> Floats:
+    """Return norms that FAISS's k-means can take, which fails where there are fewer values than centroids."""
+    largest = float(norms.max())
+    if largest != 0 and not LEAST_NORM <= largest <= MOST_NORM:
+        raise InputError(
+            f'norm="{norm}" is learned by FAISS, which needs squared norms from {LEAST_NORM:g} to {MOST_NORM:g}, got '
+            f'{largest:g}; multiply the vectors by a constant, or take norm="float"'
+        )
+    if len(np.unique(norms)) > CALIBRATION_SIZE // 4:
+        return norms
+    return calibration_of(norms) + np.linspace(0, SPREAD * (largest or 1), CALIBRATION_SIZE, dtype=np.float32)

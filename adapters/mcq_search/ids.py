@@ -88,6 +88,8 @@ class Ids:
             If an id is not an integer, or not in the index.
         """
         wanted, values = np.atleast_1d(np.asarray(ids)), self.values
+        if wanted.shape == (0,):
+            return np.zeros(0, np.int64)
         if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
             raise InputError(f"ids must be integers of shape (n,), got {wanted.dtype} of shape {wanted.shape}")
         missing = wanted[~np.isin(wanted, values)]

@@ -177,7 +177,7 @@ class Index:
         k : int
             At most len(self).
         nprobe : int, optional, for IVF indexes
-            Inverted lists to visit; default: 16. If they hold less than k vectors, the results end with id -1.
+            Inverted lists to visit; default: 16.
         rerank : int, optional, for indexes with Refine
             Candidates, at least k, whose order is found with the stored vectors; default: 4 k.
 
@@ -186,6 +186,8 @@ class Index:
         distances : array of shape (m, k), float32
             Squared distances, ascending, or inner products, descending.
         ids : array of shape (m, k), int64
+            -1 where nothing was found: in lists of less than k vectors, and by a fast scan to which all vectors look
+            the same, as they do to a query of zeros under "ip".
 
         Raises
         ------
@@ -207,8 +209,9 @@ class Index:
         distances, rows = searcher.search(matrix, k, params=parameters)
         if self._layout.is_relative and self._store is None:
             distances += np.einsum("md,md->m", matrix, matrix)[:, None]
-        distances[rows < 0] = np.inf if self.metric == "l2" else -np.inf
-        return distances, np.where(rows < 0, -1, self.ids[rows])
+        missing = (rows < 0) | np.isnan(distances)
+        distances[missing] = np.inf if self.metric == "l2" else -np.inf
+        return distances, np.where(missing, -1, self.ids[rows])
 
     def reconstruct(self, ids: ArrayLike) -> Floats:
         """Return what the codes of some vectors stand for, shape (len(ids), d).

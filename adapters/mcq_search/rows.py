@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mcq.errors import InputError
-from mcq.validate import as_matrix
+from mcq.validate import as_matrix, as_real_matrix
 
 Floats = NDArray[np.float32]
 
@@ -34,9 +34,9 @@ def as_rows(x: Rows | ArrayLike, d: int | None = None, name: str = "x") -> Rows:
     Raises
     ------
     InputError
-        If `x` is not 2-D with at least one row and one column, or has not `d` columns.
+        If `x` is not a matrix with at least one row and one column, or has not `d` columns.
     """
-    rows = cast(Rows, x if hasattr(x, "shape") else np.asarray(x))
+    rows = cast(Rows, x if hasattr(x, "shape") else as_real_matrix(x, name))
     if len(rows.shape) != 2 or 0 in rows.shape:
         raise InputError(f"{name} must have shape (n, d) with at least one row and one column, got {tuple(rows.shape)}")
     if d is not None and rows.shape[1] != d:
@@ -59,7 +59,7 @@ def chunks(rows: Rows, name: str = "x") -> Iterator[tuple[slice, Floats]]:
         yield part, as_matrix(rows[part], label)
 
 
-def sample_rows(rows: Rows, count: int, rng: np.random.Generator) -> Floats:
+def sample_rows(rows: Rows, count: int, rng: np.random.Generator, name: str = "x") -> Floats:
     """Return `count` different rows at random, in their order, or all if there are not more.
 
     Examples
@@ -70,5 +70,5 @@ def sample_rows(rows: Rows, count: int, rng: np.random.Generator) -> Floats:
     n = rows.shape[0]
     chosen = np.sort(rng.choice(n, size=min(count, n), replace=False))
     return np.concatenate(
-        [x[chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start] for part, x in chunks(rows)]
+        [x[chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start] for part, x in chunks(rows, name)]
     )

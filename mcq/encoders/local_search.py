@@ -99,18 +99,32 @@ def sweep(
     -----
     Costs O(n G K^2) for each joint move and O(n d^2) for the metric; memory O(n d) and `BLOCK_BYTES` for pair tables.
     """
-    num_codebooks, k, g = codebooks.shape
+    g = codebooks.shape[2]
     # Groups are strangers under the identity: each is treated as a row of its own, under one set of tables.
     if isinstance(metric, Identity):
         n, groups, _ = codes.shape
         x, codes = x.reshape(-1, g), codes.reshape(n * groups, 1, -1)
         scale = np.ascontiguousarray(np.broadcast_to(scale, (n, groups))).reshape(-1, 1)
-    groups = codes.shape[1]
+    sweep_range(x - cpu.decode(codes, codebooks, scale), codes, codebooks, scale, metric, visit, fresh)
+
+
+def sweep_range(
+    error: Floats,
+    codes: Words,
+    codebooks: Floats,
+    scale: Floats,
+    metric: Weighting,
+    visit: Visit,
+    fresh: bool,
+    start: int = 0,
+) -> None:
+    """Choose the codes of the groups from `start` on, as many as `codes` has; `error` (n, d) follows, in place."""
+    num_codebooks, k, g = codebooks.shape
     tables = num_codebooks * (num_codebooks - 1) // 2 if has_pair_tables(num_codebooks, k) else 0
     step = int(np.clip(BLOCK_BYTES // max(1, tables * 4 * k * k), 1, BLOCK_GROUPS))
-    error = x - cpu.decode(codes, codebooks, scale)
-    for j in range(0, groups, step):
-        part, columns = slice(j, min(j + step, groups)), slice(j * g, min(j + step, groups) * g)
+    for j in range(0, codes.shape[1], step):
+        part = slice(j, min(j + step, codes.shape[1]))
+        columns = slice((start + part.start) * g, (start + part.stop) * g)
         block_error = np.ascontiguousarray(error[:, columns])
         gradient = np.ascontiguousarray(metric.apply(error, columns))
         own = metric.block(columns)

@@ -50,8 +50,9 @@ OTHERS = [
     (mcq.GridQuantizer, (2, 256, 1)),
     (mcq.GridQuantizer, (4, 1024, 0)),
 ]
-QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer]
+QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer, mcq.RelaxedQuantizer]
 ROUNDS = 3
+EXTENTS = (1.0, 0.7, 0.7, 0.3)
 
 
 class Case(NamedTuple):
@@ -79,6 +80,9 @@ class Case(NamedTuple):
             if self.metric_name != "identity":
                 kind["rotation"] = "none"
             return self.quantizer(self.num_splits, num_codebooks, codebook_bits, rounds=ROUNDS, **kind)
+        if self.quantizer is mcq.RelaxedQuantizer:
+            extents = EXTENTS[:num_codebooks]
+            return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS, extents=extents)
         return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS)
 
     @property
@@ -87,7 +91,9 @@ class Case(NamedTuple):
 
     @property
     def exists(self):
-        """Product quantizers know neither metrics that couple columns nor scales."""
+        """Product quantizers know neither metrics that couple columns nor scales, relaxed ones no scales of groups."""
+        if self.quantizer is mcq.RelaxedQuantizer:
+            return self.options[3] != "group"
         plain = self.options[3] == "none" and not self.metric.couples
         return plain or self.quantizer is not mcq.ProductQuantizer
 
@@ -113,7 +119,9 @@ WITH_CODEBOOKS = [
 ]
 EVERY = WITH_CODEBOOKS + [Case(*other, metric) for other, metric in itertools.product(OTHERS, METRICS)]
 #: Each quantizer and each metric with few options, for what has little to do with the options.
-SOME_WITH_CODEBOOKS = [case for case in WITH_CODEBOOKS if case.options in (OPTIONS[1], OPTIONS[4], OPTIONS[6])]
+SOME_WITH_CODEBOOKS = [
+    case for case in WITH_CODEBOOKS if case.options in (OPTIONS[1], OPTIONS[4], OPTIONS[6], OPTIONS[8])
+]
 SOME = SOME_WITH_CODEBOOKS + [case for case in EVERY if (case.quantizer, case.options) in OTHERS[1::3]]
 
 

@@ -45,9 +45,12 @@ def test_bits_are_counted_exactly(codebook_case, x):
     g = group_size or d
     groups = -(-d // g)
     bits = quantizer.bits(codes)
-    assert bits.payload == pytest.approx(groups * num_codebooks * codebook_bits / d)
-    row_bytes = -(-groups * num_codebooks * codebook_bits // 8) + 2 * {"none": 0, "row": 1, "group": groups}[scale]
-    shared_bytes = codebook_case.num_splits * 2 * num_codebooks * 2**codebook_bits * g + 4
+    row_codes, own_bytes = groups * num_codebooks, 0
+    if isinstance(quantizer, mcq.RelaxedQuantizer):
+        row_codes, own_bytes = sum(max(1, round(extent * groups)) for extent in quantizer.config.extents), d
+    assert bits.payload == pytest.approx(row_codes * codebook_bits / d)
+    row_bytes = -(-row_codes * codebook_bits // 8) + 2 * {"none": 0, "row": 1, "group": groups}[scale]
+    shared_bytes = codebook_case.num_splits * 2 * num_codebooks * 2**codebook_bits * g + 4 + own_bytes
     if isinstance(quantizer, mcq.ProductQuantizer):  # slices are as even as they can be, and there is a rotation
         shared_bytes = quantizer.codebooks.nbytes + 4 + (0 if quantizer.rotation is None else 4 * d * d)
     assert bits.all_in == pytest.approx(8 * (n * row_bytes + shared_bytes) / (n * d))
@@ -178,7 +181,7 @@ def test_codebooks_before_fit_are_refused(some_codebook_case):
 )
 def test_codes_of_other_options_are_refused(some_case, x, changes):
     quantizer, _ = some_case.fitted()
-    options = {"num_codebooks": 1, "codebook_bits": 4, "group_size": 8, "scale": "group"} | changes
+    options = {"num_codebooks": 1, "codebook_bits": 4, "group_size": 6, "scale": "group"} | changes
     foreign = mcq.AdditiveQuantizer(**options, rounds=1).fit_encode(x)
     with pytest.raises(mcq.InputError, match="same options"):
         quantizer.decode(foreign)
@@ -194,7 +197,8 @@ def test_progress_counts_up_to_the_total(some_case, x):
 def test_encode_takes_rows_of_another_width(case, x):
     quantizer, _ = case.fitted()
     narrow = x[:, :11]
-    if isinstance(quantizer, (mcq.ProductQuantizer, mcq.CompandedQuantizer)):  # their columns have parts of their own
+    if isinstance(quantizer, (mcq.ProductQuantizer, mcq.RelaxedQuantizer, mcq.CompandedQuantizer)):
+        # their columns have codebooks or levels of their own
         with pytest.raises(mcq.InputError, match="as wide as those of the fit"):
             quantizer.encode(np.c_[x, x])
         return
@@ -217,7 +221,7 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("quantizer", [mcq.AdditiveQuantizer, mcq.ResidualQuantizer])
+@pytest.mark.parametrize("quantizer", [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.RelaxedQuantizer])
 @pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
 def test_bad_options_are_refused(quantizer, options):
     ((name, value),) = options.items()

@@ -158,6 +158,15 @@ class TestRotation:
         np.testing.assert_allclose(quantizer.rotation @ quantizer.rotation.T, np.eye(D), atol=1e-4)
         assert mcq.Identity().relative_error(self.MIXED[:300], quantizer.decode(codes)) < 1
 
+    @pytest.mark.parametrize("rotation", ["none", "random", "learned"])
+    @pytest.mark.parametrize(
+        "rows", [MIXED[:1], MIXED[:7], np.repeat(MIXED[:2], 9, axis=0), np.full((20, D), 2.5), np.zeros((20, D))]
+    )
+    def test_few_or_equal_rows_are_coded_well(self, rotation, rows):
+        quantizer = mcq.ProductQuantizer(4, 1, 4, rotation=rotation, rounds=2)
+        rebuilt = quantizer.decode(quantizer.fit_encode(rows))
+        np.testing.assert_allclose(rebuilt, rows, atol=5e-3 * max(1, np.abs(rows).max()))
+
     def test_learned_rotation_pays(self):
         errors = {
             rotation: mcq.Identity().relative_error(self.MIXED, q.decode(q.encode(self.MIXED)))
@@ -212,6 +221,14 @@ class TestProductMetrics:
         for use in (quantizer.fit, quantizer.encode):
             with pytest.raises(mcq.InputError, match=message):
                 use(X[:100], metric)
+
+
+@pytest.mark.parametrize("use", ["fit", "encode"])
+def test_product_quantizers_locate_values_that_are_not_finite(use):
+    quantizer, bad = mcq.ProductQuantizer(4, 1, 4, rounds=1).fit(X[:200]), X[:200].copy()
+    bad[150, 3] = np.inf
+    with pytest.raises(mcq.InputError, match="inf at row 150 column 3"):
+        getattr(quantizer, use)(bad)
 
 
 def test_product_codes_of_other_options_are_refused():

@@ -27,6 +27,7 @@ MAKERS = {
     "residual": lambda: mcq.ResidualQuantizer(3, 4, group_size=None, rounds=2),
     "product": lambda: mcq.ProductQuantizer(num_splits=3, codebook_bits=4, rounds=2),
     "rotated product of sums": lambda: mcq.ProductQuantizer(3, 2, 4, rotation="random", rounds=2),
+    "additive in 8 bits": lambda: mcq.AdditiveQuantizer(2, 4, None, rounds=2, codebook_dtype="int8"),
     "product of residuals": lambda: mcq.ProductQuantizer(2, 2, 4, method="residual", rounds=2),
 }
 OPTIONS = {"passes": 2, "sample_rows": 300, "block_rows": 256, "seed": 3}
@@ -241,3 +242,15 @@ def test_the_page_and_the_examples_run(tmp_path, monkeypatch):
     np.testing.assert_array_equal(codes, mcq.load("base.mcq").encode(scope["base"]).unpack()[:, 0])
     assert doctest.testmod(mcq_search.distributed).failed == 0
     assert doctest.testmod(mcq_search.readers).failed == 0
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [mcq.RelaxedQuantizer(2, 4, extents=(1, 0.5)), mcq.OutlierQuantizer(mcq.AdditiveQuantizer(2, 4, None))],
+    ids=lambda quantizer: quantizer.kind,
+)
+def test_other_kinds_are_refused(quantizer, x):
+    with pytest.raises(mcq.ConfigError, match="additive, residual and product quantizers, got"):
+        fit(quantizer, x, **OPTIONS)
+    with pytest.raises(mcq.ConfigError, match="additive, residual and product quantizers, got"):
+        encode(quantizer.fit(x), x)

@@ -101,6 +101,14 @@ def test_random_state(x):
     assert (drawn[0] != drawn[2]).any()
 
 
+@coders
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_few_or_repeated_rows_are_rebuilt(coder, x, rows):
+    for data in (x[:rows], np.repeat(x[:rows], 20, axis=0), np.full((rows, 6), 3.7), np.zeros((rows, 6))):
+        coder = clone(coder).fit(data)
+        np.testing.assert_allclose(coder.inverse_transform(coder.transform(data)), data, atol=0.02)
+
+
 def test_pipelines_decode_too(x):
     pipeline = make_pipeline(StandardScaler(), AdditiveCoder(3, 5, rounds=2)).fit(x)
     x_hat = pipeline.inverse_transform(pipeline.transform(x))

@@ -6,7 +6,8 @@ import pytest
 
 import mcq
 from mcq.errors import ConfigError, InputError
-from mcq_search import Description, build_index
+from mcq_search import Description, Index, build_index
+from tests.search.conftest import D, make_vectors
 
 CLASSES = {
     "AQ2x4": "IndexLocalSearchQuantizer",
@@ -92,11 +93,64 @@ def test_a_metric_of_another_name_is_refused(x):
         (np.zeros((0, 4)), "at least one row"),
         (np.zeros(4), "must have shape"),
         (np.full((20, 4), np.nan), "must be finite"),
+        ([[1, 2], [3]], "must be 2-D"),
+        ([["a", "b"]], "must hold real numbers"),
+        (None, "must hold real numbers"),
     ],
 )
 def test_vectors_that_are_none_are_refused(vectors, message):
     with pytest.raises(InputError, match=message):
         build_index(vectors, "RQ1x2")
+
+
+ODD = {
+    "one": make_vectors(2, seed=5)[:1],
+    "two": make_vectors(2, seed=5),
+    "few": make_vectors(10, seed=5),
+    "duplicates": np.repeat(make_vectors(3, seed=5), 30, axis=0),
+    "all equal": np.full((60, D), 3.7),
+    "zeros": np.zeros((60, D)),
+}
+CODES = ["AQ3x6", "RQ3x6_Ncqint8", "PQ4x6", "OPQ,PQ4x6", "PLSQ2x2x6", "PRQ2x2x6", "IVF1,RQ3x6_Ncqint4,Refine(SQ8)"]
+
+
+@pytest.mark.parametrize("factory", CODES)
+@pytest.mark.parametrize("name", ODD)
+def test_few_or_equal_vectors_are_rebuilt_and_found(factory, name, tmp_path):
+    vectors = ODD[name].astype(np.float32)
+    index = build_index(vectors, factory)
+    np.testing.assert_allclose(index.reconstruct(index.ids), vectors, atol=0.02)
+    index.save(tmp_path / "index.mcq")
+    distances, ids = Index.load(tmp_path / "index.mcq").search(vectors[:1], 1)
+    np.testing.assert_allclose(vectors[ids[0, 0]], vectors[0], atol=1e-6)
+    assert abs(distances[0, 0]) < 0.01 * max(1, np.square(vectors).sum(1).max())  # the norm has a byte
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("factory", ["AQ4x4fs", "PQ4x4fs", "IVF1,RQ4x4fs"])
+@pytest.mark.parametrize("name", ODD)
+def test_a_fast_scan_that_cannot_tell_vectors_apart_finds_nothing_or_right(factory, metric, name):
+    vectors = ODD[name].astype(np.float32)
+    distances, ids = build_index(vectors, factory, metric).search(vectors[:1], 1)
+    assert not np.isnan(distances).any()
+    assert (ids[0, 0] == -1) == np.isinf(distances[0, 0])
+    if name in ("two", "few") and metric == "l2":
+        assert ids[0, 0] == 0
+
+
+@pytest.mark.parametrize("factor", [1e-15, 1e15])
+@pytest.mark.parametrize("factory", ["AQ4x4fs", "RQ2x4_Ncqint8"])
+def test_norms_that_faiss_cannot_learn_are_refused(x, factory, factor):
+    with pytest.raises(InputError, match=r"squared norms from 1e-15 to 1e\+17.*multiply the vectors by a constant"):
+        build_index(x * factor, factory).search(x[:1], 1)
+    exact = build_index(x * factor, "RQ2x4_Nfloat")
+    assert (exact.search(x[:5] * factor, 1)[1] >= 0).all()
+
+
+def test_vectors_to_learn_from_are_checked_too(x):
+    for learn, message in ((x[:0], "learn must have"), (np.where(x > 2, np.nan, x), "learn must be finite")):
+        with pytest.raises(InputError, match=message):
+            build_index(x, "RQ2x4", learn=learn)
 
 
 def test_same_seed_same_codes(x):
