@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from mcq import io
 from mcq.encoders.columns import BLOCK, Feedback
 from mcq.errors import InputError
-from mcq.levels import GRIDS, MAX_DEPTH, Groups, allocate
+from mcq.levels import GRIDS, MAX_DEPTH, Groups, allocate_depths
 from mcq.metric import Identity, Metric
 from mcq.problem import require_size, typical_size
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
@@ -225,7 +225,7 @@ class CompandedQuantizer(Quantizer):
             return 8 * float(side + counts @ -(-depths.sum(1) // 8)) / entries
 
         variance = [np.var(part, axis=0, dtype=np.float64) for part in parts]
-        depths = allocate(weights * np.stack(variance), cost, self.config.bits)
+        depths = allocate_depths(weights * np.stack(variance), cost, self.config.bits)
         if depths is None:
             least = cost(np.zeros((len(parts), d), np.int64))
             raise InputError(

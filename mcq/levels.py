@@ -80,7 +80,9 @@ def gaussian_distortion() -> Doubles:
     return 1 - np.array(carried)
 
 
-def allocate(power: Doubles, cost: Callable[[NDArray[np.int64]], float], budget: float) -> NDArray[np.int64] | None:
+def allocate_depths(
+    power: Doubles, cost: Callable[[NDArray[np.int64]], float], budget: float
+) -> NDArray[np.int64] | None:
     """Return depths, 0 to 8, that cost at most `budget` and leave little of the power of all groups together.
 
     Minimises sum over groups of power * D(depth) + (2 ** m) * depth, D the squared error of a standard Gaussian; the

@@ -7,7 +7,6 @@ and Fano: the low bits of each as they are, the high bits as gaps in unary, abou
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from mcq import io
 from mcq.codes import Codes
 from mcq.errors import InputError
-from mcq.metric import Identity, Metric, power_of_two_near
+from mcq.metric import Identity, Metric
+from mcq.problem import typical_size
 from mcq.quantizer import Progress, Quantizer, require_array
 from mcq.scales import to_float16
 from mcq.validate import as_matrix, in_range
@@ -109,7 +109,7 @@ class OutlierQuantizer(Quantizer):
             As the inner quantizer.
         """
         matrix = as_matrix(x)
-        gain = power_of_two_near(math.sqrt(float(np.mean(np.square(matrix, dtype=np.float64)))))
+        gain = typical_size(matrix)
         packed, without = self._apart(matrix, metric, gain)
         codes = self.inner.fit_encode(without, metric, seed=seed, progress=progress)
         self.arrays = self.inner.arrays | {"outlier_gain": np.array([gain], np.float32)}

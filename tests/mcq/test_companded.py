@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import mcq
 from mcq import levels
-from mcq.levels import GRIDS, Groups, allocate, gaussian_distortion
+from mcq.levels import GRIDS, Groups, allocate_depths, gaussian_distortion
 
 RNG = np.random.default_rng(0)
 SIZES = np.exp(RNG.standard_normal(80))
@@ -99,10 +99,21 @@ def test_levels_are_ascending_and_even(grid, depth):
     np.testing.assert_allclose(np.abs(x - values[levels.nearest_level(x, grid, depth)]), nearest, atol=1e-6)
 
 
+@pytest.mark.parametrize("depth", range(9))
+def test_many_entries_get_the_levels_that_few_get(depth):
+    """Comparison with all edges and binary search agree, on the edges too."""
+    values = levels.levels("lloyd", depth)
+    edges = (values[1:] + values[:-1]) * np.float32(0.5)
+    x = np.concatenate([np.linspace(-6, 6, levels.MANY_ENTRIES, dtype=np.float32), edges])
+    found = levels.nearest_level(x, "lloyd", depth)
+    few = [levels.nearest_level(part, "lloyd", depth) for part in np.array_split(x, 7)]
+    np.testing.assert_array_equal(found, np.concatenate(few))
+
+
 @given(st.integers(0, 2**32), st.integers(1, 40), st.floats(0, 9))
 def test_allocation_keeps_its_budget_and_prefers_power(seed, groups, budget):
     power = np.exp(3 * np.random.default_rng(seed).standard_normal(groups))
-    depths = allocate(power, lambda depths: depths.mean(), budget)
+    depths = allocate_depths(power, lambda depths: depths.mean(), budget)
     assert depths.mean() <= budget
     assert depths.min() >= 0
     assert depths.max() <= 8
@@ -111,7 +122,7 @@ def test_allocation_keeps_its_budget_and_prefers_power(seed, groups, budget):
 
 
 def test_no_allocation_below_the_cost_of_nothing():
-    assert allocate(np.ones(3), lambda depths: 5 + depths.sum(), 4.9) is None
+    assert allocate_depths(np.ones(3), lambda depths: 5 + depths.sum(), 4.9) is None
     with pytest.raises(mcq.InputError, match=r"bits must exceed 3\.\d+.*larger group_size"):
         mcq.CompandedQuantizer(3.0).fit(X[:12])
 
