@@ -15,6 +15,17 @@ import mcq_ext
 from mcq.lattices import nearest_direction
 
 PYRAMID, SHELL = mcq.PyramidQuantizer, mcq.ShellQuantizer
+LAYERS = {"self_attn.q_proj": "attn_in", "mlp.gate_proj": "mlp_in", "mlp.down_proj": "down_in"}
+ADDITIVE = mcq.AdditiveQuantizer
+FOR_LAYERS = [
+    (ADDITIVE, (2, 8, 8)),
+    (PYRAMID, (16, 11, 1)),
+    (SHELL, (8, 12, 1)),
+    (SHELL, (16, 19, 1)),
+    (SHELL, (24, 27, 1)),
+    (ADDITIVE, (3, 8, 8)),
+    (SHELL, (16, 76, 3)),
+]
 SETTINGS = [
     ("normal", PYRAMID, (16, 11, 1)),
     ("normal", PYRAMID, (16, 23, 3)),
@@ -104,17 +115,39 @@ def print_angles(rng: np.random.Generator, entries: int, repeats: int) -> None:
                 print(f"{name:>16} ({size}, {pulses}) {speed:6.2f} {1 - cosine2.mean():.5f}")
 
 
+def print_layers(path: str) -> None:
+    """Relative errors of real weights under their Grams, as they are and rotated, beside additive codes."""
+    print("\nrelative error of a layer, all-in bits, seconds of the fit")
+    data = np.load(path)
+    for layer, inputs in LAYERS.items():
+        weight, metric = data[f"{layer}.weight"].astype(np.float32), mcq.Gram(data[f"gram.{inputs}"])
+        rotation = mcq.Hadamard(weight.shape[1], seed=0)
+        rotated, rotated_metric = rotation.apply(weight), rotation.apply_metric(metric)
+        for kind, options in FOR_LAYERS:
+            quantizer, start = kind(*options, scale="row"), time.perf_counter()
+            codes = quantizer.fit_encode(weight, metric)
+            seconds, bits = time.perf_counter() - start, quantizer.bits(codes).all_in
+            error = metric.relative_error(weight, quantizer.decode(codes))
+            codes = quantizer.fit_encode(rotated, rotated_metric)
+            other = rotated_metric.relative_error(rotated, quantizer.decode(codes))
+            name = f"{kind.kind} {options}"
+            print(f"{layer:>17} {name:>21} {error:.4f} rotated {other:.4f} {bits:.2f} {seconds:6.2f}", flush=True)
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=4_000_000)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--layers", help="the .npz of layers.py")
     options = parser.parse_args()
     mcq_ext.set_num_threads(1)
     rng = np.random.default_rng(0)
     print_settings(rng, options.entries, options.repeats)
     print_steps(rng, options.entries, options.repeats)
     print_angles(rng, options.entries, options.repeats)
+    if options.layers:
+        print_layers(options.layers)
 
 
 if __name__ == "__main__":
