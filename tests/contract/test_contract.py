@@ -197,8 +197,8 @@ def test_progress_counts_up_to_the_total(some_case, x):
 def test_encode_takes_rows_of_another_width(case, x):
     quantizer, _ = case.fitted()
     narrow = x[:, :11]
-    if isinstance(quantizer, (mcq.ProductQuantizer, mcq.RelaxedQuantizer, mcq.CompandedQuantizer)):
-        # their columns have codebooks or levels of their own
+    per_column = (mcq.ProductQuantizer, mcq.CompandedQuantizer, mcq.RelaxedQuantizer)
+    if isinstance(quantizer, per_column):  # their columns have parts of their own
         with pytest.raises(mcq.InputError, match="as wide as those of the fit"):
             quantizer.encode(np.c_[x, x])
         return
