@@ -32,13 +32,19 @@ QUANTIZERS: dict[str, Any] = {
     "additive": mcq.AdditiveQuantizer,
     "residual": mcq.ResidualQuantizer,
     "product": mcq.ProductQuantizer,
+    "pyramid": mcq.PyramidQuantizer.of_rate,
+    "shell": mcq.ShellQuantizer.of_rate,
 }
 #: What `mcq fit` takes for a kind of quantizer where nothing is said; what is not here is no option of it.
-WHOLE = {"num_codebooks": 2, "group_size": 8, "scale": "row"}
+LEARNED = {"codebook_bits": 8, "rounds": 8}
+WHOLE = LEARNED | {"num_codebooks": 2, "group_size": 8, "scale": "row"}
+LATTICE = {"bits": 2.0, "group_size": 16, "scale": "row"}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "additive": WHOLE,
     "residual": WHOLE,
-    "product": {"num_codebooks": 1, "num_splits": 8, "rotation": "none"},
+    "product": LEARNED | {"num_codebooks": 1, "num_splits": 8, "rotation": "none"},
+    "pyramid": LATTICE,
+    "shell": LATTICE,
 }
 
 app = typer.Typer(
@@ -81,10 +87,18 @@ def main() -> None:
 def fit(
     matrix: Matrix,
     output: Output,
-    quantizer: Annotated[Literal["additive", "residual", "product"], typer.Option(help="Kind.")] = "additive",
+    quantizer: Annotated[
+        Literal["additive", "residual", "product", "pyramid", "shell"],
+        typer.Option(help="Kind; pyramids and shells have no codebooks."),
+    ] = "additive",
     codebooks: Annotated[int | None, typer.Option(help="Codebooks, 1 to 64; default: 2, of product: 1.")] = None,
-    codebook_bits: Annotated[int, typer.Option(help="Bits of a code, 1 to 16.")] = 8,
-    group_size: Annotated[int | None, typer.Option(help="Entries coded together, not of product; default: 8.")] = None,
+    codebook_bits: Annotated[int | None, typer.Option(help="Bits of a code, 1 to 16; default: 8.")] = None,
+    bits: Annotated[
+        float | None, typer.Option(help="Most bits per entry, of pyramid and shell only; default: 2.")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Entries coded together, not of product; default: 8, of pyramid and shell: 16.")
+    ] = None,
     scale: Annotated[
         Literal["none", "row", "group"] | None,
         typer.Option(help="What has a scale of its own, not of product; default: row."),
@@ -94,7 +108,9 @@ def fit(
         Literal["none", "random", "learned"] | None,
         typer.Option(help="Before rows are cut, of product only; default: none."),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Alternations of codes and codebooks; more lower the error.")] = 8,
+    rounds: Annotated[
+        int | None, typer.Option(help="Alternations of codes and codebooks; more lower the error; default: 8.")
+    ] = None,
     gram: GramFile = None,
     codes: Annotated[
         Path | None,
@@ -103,11 +119,16 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
     threads: Threads = None,
 ) -> None:
-    """Learn codebooks from a matrix."""
+    """Learn a quantizer from a matrix."""
     _use_threads(threads)
-    own = {"num_codebooks": codebooks, "group_size": group_size, "scale": scale}
-    options = _options(quantizer, own | {"num_splits": splits, "rotation": rotation})
-    fitted = QUANTIZERS[quantizer](codebook_bits=codebook_bits, rounds=rounds, **options)
+    given: dict[str, Any] = {
+        "num_codebooks": codebooks,
+        "codebook_bits": codebook_bits,
+        "bits": bits,
+        "group_size": group_size,
+    }
+    given |= {"scale": scale, "num_splits": splits, "rotation": rotation, "rounds": rounds}
+    fitted = QUANTIZERS[quantizer](**_options(quantizer, given))
     x, metric = read_array(matrix), _metric(gram)
     with _progress("fit") as progress:
         encoded = fitted.fit_encode(x, metric=metric, seed=seed, progress=progress)
@@ -158,7 +179,8 @@ def inspect(file: Annotated[Path, typer.Argument(help="Quantizer or codes.")]) -
         codes = mcq.Codes.load(file)
         print(f"payload: {codes.bits().payload:.3f} bits per entry")
         print(f"with row padding, scales and outliers: {codes.bits().all_in:.3f} bits per entry")
-        print(f"\n{report.usage(codes)}")
+        if (usage := report.usage(codes)) is not None:
+            print(f"\n{usage}")
 
 
 def _options(quantizer: str, given: dict[str, Any]) -> dict[str, Any]:

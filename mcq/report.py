@@ -12,6 +12,9 @@ from mcq.codes import Bits, Codes
 from mcq.metric import Metric
 from mcq.quantizer import Quantizer
 
+#: Codes of more bits are numbers of lattice points.
+MAX_CODEBOOK_BITS = 16
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -45,30 +48,29 @@ class Summary:
         The distortion divided by that of rebuilding every row as zero.
     bits : Bits
         Payload and all-in bits per entry.
-    usage : Usage
-        Spread of the codes over the codebooks.
+    usage : Usage or None
+        Spread of the codes over the codebooks, see `usage`.
     """
 
     distortion: float
     relative_error: float
     bits: Bits
-    usage: Usage
+    usage: Usage | None
 
     def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"distortion      {self.distortion:.6g}",
-                f"relative error  {self.relative_error:.6f}",
-                f"payload         {self.bits.payload:.3f} bits per entry",
-                f"all-in          {self.bits.all_in:.3f} bits per entry",
-                "",
-                str(self.usage),
-            ]
-        )
+        lines = [
+            f"distortion      {self.distortion:.6g}",
+            f"relative error  {self.relative_error:.6f}",
+            f"payload         {self.bits.payload:.3f} bits per entry",
+            f"all-in          {self.bits.all_in:.3f} bits per entry",
+        ]
+        return "\n".join(lines if self.usage is None else [*lines, "", str(self.usage)])
 
 
-def usage(codes: Codes) -> Usage:
+def usage(codes: Any) -> Usage | None:
     """Count how often the entries of each codebook occur, over all rows and groups.
+
+    None where codes are not of codebooks: those of more than 16 bits, and scalar ones.
 
     Examples
     --------
@@ -76,12 +78,14 @@ def usage(codes: Codes) -> Usage:
     >>> usage(codes)
     Usage(entropy=(0.0, 1.0), used=(0.25, 0.5))
     """
+    if not isinstance(codes, Codes) or codes.codebook_bits > MAX_CODEBOOK_BITS:
+        return None
     codes_mx = codes.unpack().reshape(-1, codes.num_codebooks).T
     counts = [np.bincount(column, minlength=1 << codes.codebook_bits) for column in codes_mx]
     return Usage(tuple(map(_entropy, counts)), tuple(float(np.mean(count > 0)) for count in counts))
 
 
-def summary(quantizer: Quantizer, codes: Codes, x: ArrayLike, metric: Metric) -> Summary:
+def summary(quantizer: Quantizer, codes: Any, x: ArrayLike, metric: Metric) -> Summary:
     """Compare `x` with what `quantizer` rebuilds from `codes`.
 
     Parameters

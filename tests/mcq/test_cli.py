@@ -76,6 +76,20 @@ def test_product_quantizers(run, folder, more):
     np.testing.assert_array_equal(np.load(out), expected.decode(expected.encode(np.load(x))))
 
 
+@pytest.mark.parametrize("kind", ["pyramid", "shell"])
+@pytest.mark.parametrize("more", [[], ["--bits", "1.5", "--group-size", "8", "--scale", "none"]])
+def test_quantizers_without_codebooks(run, folder, kind, more):
+    x, q, codes, out = (folder / name for name in ("x.npy", "q.mcq", "codes.mcq", "out.npy"))
+    fit = run("fit", x, "-o", q, "--quantizer", kind, "--codes", folder / "fit.mcq", *more)
+    assert fit[0] == 0, fit
+    sizes = {"bits": 1.5, "group_size": 8, "scale": "none"} if more else {"bits": 2, "scale": "row"}
+    expected = {"pyramid": mcq.PyramidQuantizer, "shell": mcq.ShellQuantizer}[kind].of_rate(**sizes).fit(np.load(x))
+    assert mcq.load(q).config == expected.config
+    assert run("encode", q, x, "-o", codes)[0] == run("decode", q, codes, "-o", out)[0] == 0
+    assert run("inspect", codes)[0] == 0
+    np.testing.assert_array_equal(np.load(out), expected.decode(expected.encode(np.load(x))))
+
+
 def test_safetensors_are_read_by_name(folder):
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     file = str(folder / "some.safetensors")
@@ -123,6 +137,8 @@ def broken(folder):
         ("fit x.npy -o q.mcq --codebook-bits 4 --quantizer product --scale row", "--scale is no option of product"),
         ("fit x.npy -o q.mcq --rotation random", "--rotation is no option of additive quantizers; leave it out"),
         ("fit x.npy -o q.mcq --quantizer residual --splits 4", "--splits is no option of residual quantizers"),
+        ("fit x.npy -o q.mcq --quantizer shell --codebook-bits 4", "--codebook-bits is no option of shell quantizers"),
+        ("fit x.npy -o q.mcq --bits 3", "--bits is no option of additive quantizers; leave it out"),
         ("fit x.npy -o absent/q.mcq", "the folder absent does not exist"),
         ("fit x.npy -o plain", "Is a directory"),
         ("fit x.txt -o q.mcq", "must be FILE.npy"),

@@ -30,6 +30,11 @@ def test_usage_of_even_and_constant_codes():
     assert report.usage(codes) == report.Usage(entropy=(3.0, 0.0), used=(1.0, 0.125))
 
 
+def test_numbers_of_points_have_no_usage():
+    codes = mcq.Codes.pack(np.array([[[1 << 40]]]), codebook_bits=48, d=24)
+    assert report.usage(codes) is None
+
+
 def test_usage_of_no_rows():
     codes = mcq.Codes.pack(np.zeros((0, 1, 1), int), codebook_bits=3, d=4)
     assert report.usage(codes) == report.Usage(entropy=(0.0,), used=(0.0,))
