@@ -22,12 +22,14 @@ from mcq.io import load
 from mcq.metric import Diagonal, Gram, Identity, LowRank, Metric
 from mcq.outliers import OutlierQuantizer
 from mcq.product import ProductQuantizer
+from mcq.pyramid import PyramidQuantizer
 from mcq.quantizer import Quantizer
 from mcq.rate import Allocation, Unit, allocate, residual_curve
 from mcq.relaxed import RelaxedQuantizer
 from mcq.residual import ResidualQuantizer
 from mcq.scalar import ScalarQuantizer
 from mcq.scalar_codes import ScalarCodes
+from mcq.shell import ShellQuantizer
 from mcq.transforms import Composition, Hadamard, Permutation, Scaling, Transform
 
 try:
@@ -57,9 +59,11 @@ __all__ = [
     "OutlierQuantizer",
     "Permutation",
     "ProductQuantizer",
+    "PyramidQuantizer",
     "Quantizer",
     "RelaxedQuantizer",
     "ResidualQuantizer",
+    "ShellQuantizer",
     "ScalarCodes",
     "ScalarQuantizer",
     "Scaling",

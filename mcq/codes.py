@@ -21,7 +21,7 @@ from mcq.errors import InputError
 from mcq.validate import in_range
 from mcq_ext import cpu
 
-MAX_CODEBOOK_BITS = 16
+MAX_CODE_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Codes:
     shape : (int, int)
         n and d of the matrix that was encoded.
     num_groups, num_codebooks, codebook_bits : int
-        G groups a row, M codes a group, B bits a code (1 to 16).
+        G groups a row, M codes a group, B bits a code (1 to 64).
     scales : array of shape (n, 1) or (n, G), float16, optional
         Factor of each row or of each group.
     outliers : array of shape (n, any), uint8, optional
@@ -87,7 +87,7 @@ class Codes:
         n, _ = (in_range(size, 0, None, "shape") for size in self.shape)
         groups = in_range(self.num_groups, 1, None, "num_groups")
         in_range(self.num_codebooks, 1, None, "num_codebooks")
-        in_range(self.codebook_bits, 1, MAX_CODEBOOK_BITS, "codebook_bits")
+        in_range(self.codebook_bits, 1, MAX_CODE_BITS, "codebook_bits")
         _require(self.packed, "packed", np.uint8, [(n, -(-self._row_bits // 8))])
         if self.scales is not None:
             _require(self.scales, "scales", np.float16, [(n, 1), (n, groups)])
@@ -109,7 +109,7 @@ class Codes:
         ----------
         codes_nGM : array of shape (n, G, M), any integer type
         codebook_bits : int
-            B, 1 to 16; every code is below 2**B.
+            B, 1 to 64; every code is below 2**B.
         d : int
             Columns of the matrix that the codes stand for.
         scales : array of shape (n, 1) or (n, G), float16, optional
@@ -123,16 +123,16 @@ class Codes:
             raise InputError(
                 f"codes must be integers of shape (n, G, M), got {codes_nGM.dtype} of shape {codes_nGM.shape}"
             )
-        bits = in_range(codebook_bits, 1, MAX_CODEBOOK_BITS, "codebook_bits")
+        bits = in_range(codebook_bits, 1, MAX_CODE_BITS, "codebook_bits")
         lowest, highest = int(codes_nGM.min(initial=0)), int(codes_nGM.max(initial=0))
         if lowest < 0 or highest >= 1 << bits:
             raise InputError(f"codes must lie in 0..{2**bits - 1} to fit {bits} bits, got {lowest}..{highest}")
         n, groups, codebooks = codes_nGM.shape
-        words = np.ascontiguousarray(codes_nGM, dtype=np.uint16).reshape(n, groups * codebooks)
+        words = np.ascontiguousarray(codes_nGM, _word_type(bits)).reshape(n, groups * codebooks)
         return cls(cpu.pack_bits(words, bits), (n, d), groups, codebooks, bits, scales)
 
-    def unpack(self) -> NDArray[np.uint16]:
-        """Return the codes as an array of shape (n, G, M), uint16."""
+    def unpack(self) -> NDArray[Any]:
+        """Return the codes as an array of shape (n, G, M): uint16 up to 16 bits, else uint64."""
         words = cpu.unpack_bits(self.packed, self.codebook_bits, self.num_groups * self.num_codebooks)
         return words.reshape(len(self), self.num_groups, self.num_codebooks)
 
@@ -256,6 +256,10 @@ class Codes:
             "scale_columns": 0 if self.scales is None else self.scales.shape[1],
             **({} if self.outliers is None else {"outlier_bytes": self.outliers.shape[1]}),
         }
+
+
+def _word_type(bits: int) -> type[np.unsignedinteger[Any]]:
+    return np.uint16 if bits <= 16 else np.uint64
 
 
 def _require(array: NDArray[Any], name: str, dtype: type[np.generic], shapes: list[tuple[int, int]]) -> None:

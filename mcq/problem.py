@@ -20,6 +20,8 @@ T = TypeVar("T", bound=np.generic)
 
 #: Data this many times larger than those of a fit would overflow float32 in the search.
 MAX_RANGE = 1e12
+#: The powers of two that float32 holds.
+LEAST_GAIN, MOST_GAIN = 2.0**-149, 2.0**127
 #: Bytes of the rows, as float32, that an encode takes up at a time.
 PART_BYTES = 1 << 25
 
@@ -82,13 +84,17 @@ class Problem:
             matrix, metric = matrix[:, columns], metric.arranged(columns, d)
         g = group_size or d
         groups = -(-d // g)
-        weight = np.zeros(groups * g)
-        weight[:d] = metric.diagonal(d)
-        order = np.argsort(-weight.reshape(groups, g).sum(1), kind="stable") if metric.couples else np.arange(groups)
-        places = (order[:, None] * g + np.arange(g)).ravel()
-        padded = np.zeros((n, groups * g), np.float32)
+        padded = np.empty((n, groups * g), np.float32)
         np.divide(matrix, np.float32(gain), out=padded[:, :d])
-        return cls(np.ascontiguousarray(padded[:, places]), metric.arranged(places, d), g, order, gain)
+        padded[:, d:] = 0
+        order = np.arange(groups)
+        if metric.couples:
+            weight = np.zeros(groups * g)
+            weight[:d] = metric.diagonal(d)
+            order = np.argsort(-weight.reshape(groups, g).sum(1), kind="stable")
+            padded = np.take(padded.reshape(n, groups, g), order, axis=1).reshape(n, -1)
+        places = (order[:, None] * g + np.arange(g)).ravel()
+        return cls(padded, metric.arranged(places, d), g, order, gain)
 
     def in_order(self, group_order: NDArray[np.intp]) -> Problem:
         """Return the same problem with its groups, named by their places in the data, in another order."""
@@ -138,8 +144,9 @@ class Problem:
 
 
 def typical_size(matrix: Floats) -> float:
-    """Return the power of two nearest to the root mean square of the entries; 1 for zeros."""
-    return power_of_two_near(math.sqrt(float(np.mean(np.square(matrix, dtype=np.float64)))))
+    """Return the power of two nearest to the root mean square of the entries, within float32; 1 for zeros."""
+    size = power_of_two_near(math.sqrt(float(np.mean(np.square(matrix, dtype=np.float64)))))
+    return min(max(size, LEAST_GAIN), MOST_GAIN)
 
 
 def require_size(matrix: Floats, gain: float) -> None:

@@ -45,8 +45,10 @@ class Quantizer(ABC):
 
     @property
     def codebooks(self) -> NDArray[np.float16]:
-        """Entries (M, K, g), or those of each slice, in units of `gain`."""
+        """Entries (M, K, g), or those of each slice, in units of `gain`; some quantizers have none."""
         self._require_fitted()
+        if "codebooks" not in self.arrays:
+            raise AttributeError(f"{type(self).__name__} has no codebooks, only {', '.join(self.arrays)}")
         return restored_codebooks(self.arrays)
 
     @property
@@ -121,7 +123,7 @@ class Quantizer(ABC):
 
     def _require_fitted(self) -> None:
         if not self.arrays:
-            raise NotFittedError(f"{type(self).__name__} has no codebooks yet; call fit or fit_encode first")
+            raise NotFittedError(f"{type(self).__name__} was not fitted yet; call fit or fit_encode first")
 
     def __repr__(self) -> str:
         options = ", ".join(f"{f.name}={getattr(self.config, f.name)!r}" for f in dataclasses.fields(self.config))

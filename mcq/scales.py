@@ -40,12 +40,13 @@ def refit_scale(problem: Problem, codes: Words, codebooks: Floats, scale: Floats
     """Return the factors that minimise the distortion for given codes and codebooks, of the shape of `scale`."""
     if kind == "none":
         return scale
-    return (_refit_rows if kind == "row" else _refit_groups)(problem, codes, codebooks, scale)
+    if kind == "row":
+        return rescaled_rows(problem, cpu.decode(codes, codebooks, np.broadcast_to(scale, codes.shape[:2])), scale)
+    return _refit_groups(problem, codes, codebooks, scale)
 
 
-def _refit_rows(problem: Problem, codes: Words, codebooks: Floats, scale: Floats) -> Floats:
-    """All factors in closed form."""
-    x_hat = cpu.decode(codes, codebooks, np.broadcast_to(scale, codes.shape[:2]))
+def rescaled_rows(problem: Problem, x_hat: Floats, scale: Floats) -> Floats:
+    """Return the factors of rows (n, 1) that minimise the distortion, where `scale` gave the reconstruction `x_hat`."""
     weighted = problem.metric.apply(x_hat)
     slope = np.einsum("nd,nd->n", problem.x, weighted)[:, None]
     curvature = np.einsum("nd,nd->n", x_hat, weighted)[:, None]

@@ -4,7 +4,7 @@ Nothing is checked or allocated here; `mcq_ext.cpu` does both.
 """
 
 from libc.stddef cimport ptrdiff_t, size_t
-from libc.stdint cimport int32_t, uint8_t, uint16_t
+from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint64_t
 
 
 cdef extern from "mcq_kernels.h" nogil:
@@ -24,6 +24,35 @@ cdef extern from "mcq_kernels.h" nogil:
         size_t M, K, K_pad, num_moves
         const uint8_t *moves
         const float *pair
+
+    ctypedef struct mcq_pyramid:
+        size_t N, num_gains
+        float pulses
+        const float *gains
+        const float *weights_N
+        const float *spread_N
+
+    ctypedef struct mcq_leaders:
+        size_t N, num_leaders
+        const float *leaders_KN
+        const float *factor_K
+
+    ctypedef struct mcq_shell:
+        size_t N, num_gains, squared_norm
+        const float *gains
+        const float *weights_N
+
+    ctypedef struct mcq_trellis:
+        size_t N, budget
+        int squared
+        const float *factor_NN
+
+    ctypedef struct mcq_lattice:
+        size_t N
+        ptrdiff_t budget
+        int squared
+        ptrdiff_t row_step, budget_step, value_step
+        const uint64_t *table
 
     ctypedef struct mcq_kernels:
         void (*matmul)(const float *, size_t, const float *, size_t, float *, size_t, size_t, size_t, size_t, float,
@@ -45,10 +74,21 @@ cdef extern from "mcq_kernels.h" nogil:
                             size_t, size_t, size_t, size_t, size_t, size_t) noexcept nogil
         void (*pack_bits)(const uint16_t *, uint8_t *, size_t, size_t, unsigned) noexcept nogil
         void (*unpack_bits)(const uint8_t *, uint16_t *, size_t, size_t, unsigned) noexcept nogil
+        void (*pack_words)(const uint64_t *, uint8_t *, size_t, size_t, unsigned) noexcept nogil
+        void (*unpack_words)(const uint8_t *, uint64_t *, size_t, size_t, unsigned) noexcept nogil
         void (*lut_sum)(const uint16_t *, const float *, float *, size_t, size_t, size_t, size_t, size_t) noexcept nogil
         size_t (*cholesky_rows)(double *, size_t, size_t, size_t) noexcept nogil
         void (*cholesky_update)(double *, size_t, size_t, size_t, size_t, size_t) noexcept nogil
         void (*cholesky_solve)(const double *, double *, size_t, size_t) noexcept nogil
+        void (*pyramid_search)(const mcq_pyramid *, const float *, const float *, int16_t *, uint8_t *,
+                               size_t) noexcept nogil
+        void (*leader_search)(const mcq_leaders *, const float *, int16_t *, float *, size_t) noexcept nogil
+        void (*shell_search)(const mcq_shell *, const float *, const float *, int16_t *, uint8_t *, float *,
+                             size_t) noexcept nogil
+        void (*trellis_search)(const mcq_trellis *, const float *, const float *, int16_t *, float *,
+                               size_t) noexcept nogil
+        void (*lattice_rank)(const mcq_lattice *, const int16_t *, uint64_t *, size_t) noexcept nogil
+        void (*lattice_unrank)(const mcq_lattice *, const uint64_t *, int16_t *, size_t) noexcept nogil
         void (*hadamard)(const float *, const float *, float *, size_t, size_t, size_t, int) noexcept nogil
 
     const char *mcq_level_name(int)
@@ -193,6 +233,16 @@ def unpack_bits(const uint8_t[:, ::1] packed, unsigned bits, uint16_t[:, ::1] wo
         kernels.unpack_bits(&packed[0, 0], &words[0, 0], words.shape[0], words.shape[1], bits)
 
 
+def pack_words(const uint64_t[:, ::1] words, unsigned bits, uint8_t[:, ::1] packed):
+    with nogil:
+        kernels.pack_words(&words[0, 0], &packed[0, 0], words.shape[0], words.shape[1], bits)
+
+
+def unpack_words(const uint8_t[:, ::1] packed, unsigned bits, uint64_t[:, ::1] words):
+    with nogil:
+        kernels.unpack_words(&packed[0, 0], &words[0, 0], words.shape[0], words.shape[1], bits)
+
+
 def lut_sum(const uint16_t[:, ::1] codes, const float[:, :, ::1] lut, float[:, :] out):
     with nogil:
         kernels.lut_sum(&codes[0, 0], &lut[0, 0, 0], &out[0, 0], out.strides[0] // 4, lut.shape[0], codes.shape[0],
@@ -214,6 +264,79 @@ def cholesky_update(double[:, ::1] a, size_t first, size_t last, size_t start, s
 def cholesky_solve(const double[:, ::1] u, double[:, ::1] b):
     with nogil:
         kernels.cholesky_solve(&u[0, 0], &b[0, 0], b.shape[0], b.shape[1])
+
+
+def pyramid_search(const float[:, ::1] x, const float[::1] inverse, const float[::1] gains, const float[::1] weights,
+                   const float[::1] spread, float pulses, int16_t[:, ::1] y, uint8_t[::1] gain):
+    cdef mcq_pyramid pyramid
+    pyramid.N = x.shape[1]
+    pyramid.num_gains = gains.shape[0]
+    pyramid.pulses = pulses
+    pyramid.gains = &gains[0]
+    pyramid.weights_N = &weights[0]
+    pyramid.spread_N = &spread[0]
+    with nogil:
+        kernels.pyramid_search(&pyramid, &x[0, 0], &inverse[0], &y[0, 0], &gain[0], x.shape[0])
+
+
+def leader_search(const float[:, ::1] x, const float[:, ::1] leaders, const float[::1] factor, int16_t[:, ::1] y,
+                  float[::1] product):
+    cdef mcq_leaders table
+    table.N = x.shape[1]
+    table.num_leaders = leaders.shape[0]
+    table.leaders_KN = &leaders[0, 0]
+    table.factor_K = &factor[0]
+    with nogil:
+        kernels.leader_search(&table, &x[0, 0], &y[0, 0], &product[0], x.shape[0])
+
+
+def shell_search(const float[:, ::1] x, const float[::1] inverse, const float[::1] gains, const float[::1] weights,
+                 size_t squared_norm, int16_t[:, ::1] y, uint8_t[::1] gain, float[::1] scratch):
+    cdef mcq_shell shell
+    shell.N = x.shape[1]
+    shell.num_gains = gains.shape[0]
+    shell.squared_norm = squared_norm
+    shell.gains = &gains[0]
+    shell.weights_N = &weights[0]
+    with nogil:
+        kernels.shell_search(&shell, &x[0, 0], &inverse[0], &y[0, 0], &gain[0], &scratch[0], x.shape[0])
+
+
+def trellis_search(const float[:, ::1] x, const float[::1] inverse, const float[:, ::1] factor, size_t budget,
+                   bint squared, int16_t[:, ::1] y, float[::1] scratch):
+    cdef mcq_trellis trellis
+    trellis.N = x.shape[1]
+    trellis.budget = budget
+    trellis.squared = squared
+    trellis.factor_NN = &factor[0, 0]
+    with nogil:
+        kernels.trellis_search(&trellis, &x[0, 0], &inverse[0], &y[0, 0], &scratch[0], x.shape[0])
+
+
+cdef mcq_lattice lattice_of(const uint64_t[:, :, :] before, size_t N, ptrdiff_t budget, bint squared):
+    cdef mcq_lattice lattice
+    lattice.N = N
+    lattice.budget = budget
+    lattice.squared = squared
+    lattice.row_step = before.strides[0] // 8
+    lattice.budget_step = before.strides[1] // 8
+    lattice.value_step = before.strides[2] // 8
+    lattice.table = &before[0, 0, 0]
+    return lattice
+
+
+def lattice_rank(const int16_t[:, ::1] y, const uint64_t[:, :, :] before, ptrdiff_t budget, bint squared,
+                 uint64_t[::1] rank):
+    cdef mcq_lattice lattice = lattice_of(before, y.shape[1], budget, squared)
+    with nogil:
+        kernels.lattice_rank(&lattice, &y[0, 0], &rank[0], y.shape[0])
+
+
+def lattice_unrank(const uint64_t[::1] rank, const uint64_t[:, :, :] before, ptrdiff_t budget, bint squared,
+                   int16_t[:, ::1] y):
+    cdef mcq_lattice lattice = lattice_of(before, y.shape[1], budget, squared)
+    with nogil:
+        kernels.lattice_unrank(&lattice, &rank[0], &y[0, 0], rank.shape[0])
 
 
 def hadamard(const float[:, ::1] x, const float[:, ::1] signs, float[:, ::1] out, bint inverse):

@@ -6,19 +6,19 @@ float32 (codes uint16), codes within range. Results are the same at every SIMD l
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mcq_ext import _core
+from mcq_ext.scratch import PAD, empty
 from mcq_ext.threads import split
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
+AnyWords = NDArray[Any]  # uint16 or uint64
 
-PAD = 16
 PAD_COST = np.float32(3.0e38)
 TILE = 8
 PAIR_TILES = 8
@@ -32,18 +32,10 @@ def _padded(k: int) -> int:
     return -(-k // PAD) * PAD
 
 
-def _empty(*shape: int) -> Floats:
-    """Allocate on a cache line: 512-bit loads that straddle two lines halve the speed of the searches."""
-    size = math.prod(shape)
-    raw = np.empty(size + PAD, np.float32)
-    start = -raw.ctypes.data % 64 // 4
-    return raw[start : start + size].reshape(shape)
-
-
 def _pad_entries(a: NDArray[Any], value: float | np.float32 = 0.0) -> Floats:
     """Copy, the last axis, which counts entries, padded to a multiple of PAD."""
     k = a.shape[-1]
-    padded = _empty(*a.shape[:-1], _padded(k))
+    padded = empty(*a.shape[:-1], _padded(k))
     padded[..., :k] = a
     padded[..., k:] = value
     return padded
@@ -64,7 +56,7 @@ def assign(x: Floats, codebook: Floats, quad: Floats) -> tuple[Words, Floats]:
     codes, value = np.empty(x.shape[0], np.uint16), np.empty(x.shape[0], np.float32)
 
     def rows(i: int, j: int) -> None:
-        _core.assign(x[i:j], entries_t, quad_pad, k, codes[i:j], value[i:j], _empty(TILE * g))
+        _core.assign(x[i:j], entries_t, quad_pad, k, codes[i:j], value[i:j], empty(TILE * g))
 
     split(rows, x.shape[0])
     return codes, value
@@ -73,7 +65,7 @@ def assign(x: Floats, codebook: Floats, quad: Floats) -> tuple[Words, Floats]:
 def unary_table(x: Floats, codebook: Floats, quad: Floats) -> Floats:
     """Return the table (n, K) of quad_k - 2 x.c_k."""
     entries_t, quad_pad = _pad_entries(codebook.T), _pad_entries(quad, PAD_COST)
-    unary = _empty(x.shape[0], quad_pad.shape[0])
+    unary = empty(x.shape[0], quad_pad.shape[0])
     split(lambda i, j: _core.unary_table(x[i:j], entries_t, quad_pad, unary[i:j]), x.shape[0])
     return unary[:, : codebook.shape[0]]
 
@@ -138,7 +130,7 @@ def sweep(
     h = np.ascontiguousarray(h)
 
     def rows(i: int, j: int) -> None:
-        scratch = _empty(size)
+        scratch = empty(size)
         _core.sweep(
             error[i:j],
             gradient[i:j],
@@ -171,7 +163,7 @@ def _sweep_tables(codebooks: Floats, h: Floats, joint: bool) -> tuple[Floats, Fl
     pair = None
     if joint:
         couples = [(a, b) for b in range(num_codebooks) for a in range(b)]
-        pair = _empty(len(couples), groups, k, _padded(k))
+        pair = empty(len(couples), groups, k, _padded(k))
         for table, (a, b) in zip(pair, couples, strict=True):
             left = products[a].transpose(1, 0, 2).reshape(-1, g)
             matmul(left, entries_t[b], out=table.reshape(-1, table.shape[-1]), alpha=2.0)
@@ -233,7 +225,7 @@ def shared_tables(codebooks: Floats, transposed: bool = True) -> tuple[Floats, F
     unary[:g] = -2 * entries_t.transpose(1, 0, 2)
     unary[g] = _pad_entries(np.einsum("mkg,mkg->mk", codebooks, codebooks), PAD_COST)
     couples = [(a, b) for b in range(num_codebooks) for a in range(b)]
-    pair = _empty(2 if transposed else 1, len(couples), k, width)
+    pair = empty(2 if transposed else 1, len(couples), k, width)
     for i, (a, b) in enumerate(couples):
         matmul(codebooks[a], entries_t[b], out=pair[0, i], alpha=2.0)
         if transposed:
@@ -275,7 +267,7 @@ def table_moves(unary: Floats, pair: Floats, moves: NDArray[np.uint8], codes: Wo
     size = 2 * TILE * (PAIR_TILES if pair.shape[2] > LARGE_K else 1) * unary.shape[2]
 
     def rows(i: int, j: int) -> None:
-        _core.table_moves(unary[i:j], pair, moves, codes[i:j], cost[i:j], _empty(size))
+        _core.table_moves(unary[i:j], pair, moves, codes[i:j], cost[i:j], empty(size))
 
     split(rows, len(unary))
     return cost
@@ -297,19 +289,24 @@ def scatter_add(codes: Words, values: Floats, scale: Floats, num_entries: int) -
     return sums
 
 
-def pack_bits(words: Words, bits: int) -> NDArray[np.uint8]:
-    """Return (n, ceil(W * bits / 8)): each row of words (n, W) as one little-endian bit string."""
+def pack_bits(words: AnyWords, bits: int) -> NDArray[np.uint8]:
+    """Return (n, ceil(W * bits / 8)): each row of words (n, W) as one little-endian bit string.
+
+    Words are uint16 if `bits` is at most 16, else uint64.
+    """
+    pack = _core.pack_bits if bits <= 16 else _core.pack_words
     packed = np.empty((words.shape[0], (words.shape[1] * bits + 7) // 8), np.uint8)
     if packed.size:
-        split(lambda i, j: _core.pack_bits(words[i:j], bits, packed[i:j]), words.shape[0])
+        split(lambda i, j: pack(words[i:j], bits, packed[i:j]), words.shape[0])
     return packed
 
 
-def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> Words:
+def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> AnyWords:
     """Return words (n, count), the inverse of `pack_bits`."""
-    words = np.empty((packed.shape[0], count), np.uint16)
+    unpack = _core.unpack_bits if bits <= 16 else _core.unpack_words
+    words = np.empty((packed.shape[0], count), np.uint16 if bits <= 16 else np.uint64)
     if words.size:
-        split(lambda i, j: _core.unpack_bits(packed[i:j], bits, words[i:j]), packed.shape[0])
+        split(lambda i, j: unpack(packed[i:j], bits, words[i:j]), packed.shape[0])
     return words
 
 
@@ -371,6 +368,6 @@ def hadamard(x: Floats, signs: Floats, inverse: bool = False, out: Floats | None
     out : array of shape (n, d), optional
         Where the result goes; may be `x`.
     """
-    out = _empty(*x.shape) if out is None else out
+    out = empty(*x.shape) if out is None else out
     split(lambda i, j: _core.hadamard(x[i:j], signs, out[i:j], inverse), len(x))
     return out

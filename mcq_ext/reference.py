@@ -7,12 +7,14 @@ that decide codes are loops over float32 additions in the order of the kernels, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
+AnyWords = NDArray[Any]  # uint16 or uint64
 
 #: The cost of an empty place of a beam.
 PAD = 16
@@ -353,17 +355,21 @@ def scatter_add(codes: Words, values: Floats, scale: Floats, num_entries: int) -
     return sums
 
 
-def pack_bits(words: Words, bits: int) -> NDArray[np.uint8]:
-    """Return (n, ceil(W * bits / 8)): each row of words (n, W) as one little-endian bit string."""
-    digits = words[:, :, None] >> np.arange(bits, dtype=np.uint16) & 1
+def pack_bits(words: AnyWords, bits: int) -> NDArray[np.uint8]:
+    """Return (n, ceil(W * bits / 8)): each row of words (n, W) as one little-endian bit string.
+
+    Words are uint16 if `bits` is at most 16, else uint64.
+    """
+    digits = (words[:, :, None] >> np.arange(bits, dtype=words.dtype) & 1).astype(np.uint8)
     return np.packbits(digits.reshape(len(words), words.shape[1] * bits), axis=1, bitorder="little")
 
 
-def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> Words:
+def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> AnyWords:
     """Return words (n, count), the inverse of `pack_bits`."""
+    dtype: Any = np.uint16 if bits <= 16 else np.uint64
     digits = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little")
-    digits = digits.reshape(len(packed), count, bits).astype(np.uint16)
-    return (digits << np.arange(bits, dtype=np.uint16)).sum(2, dtype=np.uint16)
+    digits = digits.reshape(len(packed), count, bits).astype(dtype)
+    return (digits << np.arange(bits, dtype=dtype)).sum(2, dtype=dtype)
 
 
 def lut_sum(codes: Words, lut: Floats) -> Floats:

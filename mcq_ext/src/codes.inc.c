@@ -69,6 +69,45 @@ static void unpack_bits(const uint8_t *packed, uint16_t *words_nW, size_t n, siz
     }
 }
 
+/* The same for words of up to 64 bits, which pass in halves so that what is pending fits in one register. */
+static void pack_words(const uint64_t *words_nW, uint8_t *packed, size_t n, size_t W, unsigned bits)
+{
+    size_t bytes = (W * bits + 7) / 8;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t pending = 0;
+        unsigned held = 0;
+        uint8_t *out = packed + i * bytes;
+        for (size_t w = 0; w < W; w++)
+            for (unsigned done = 0; done < bits; done += 32) {
+                pending |= (words_nW[i * W + w] >> done & 0xffffffff) << held;
+                for (held += bits - done < 32 ? bits - done : 32; held >= 8; held -= 8, pending >>= 8)
+                    *out++ = (uint8_t)pending;
+            }
+        if (held) *out = (uint8_t)pending;
+    }
+}
+
+static void unpack_words(const uint8_t *packed, uint64_t *words_nW, size_t n, size_t W, unsigned bits)
+{
+    size_t bytes = (W * bits + 7) / 8;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t pending = 0;
+        unsigned held = 0;
+        const uint8_t *in = packed + i * bytes;
+        for (size_t w = 0; w < W; w++) {
+            uint64_t word = 0;
+            for (unsigned done = 0; done < bits; done += 32) {
+                unsigned part = bits - done < 32 ? bits - done : 32;
+                for (; held < part; held += 8) pending |= (uint64_t)*in++ << held;
+                word |= (pending & (((uint64_t)1 << part) - 1)) << done;
+                pending >>= part;
+                held -= part;
+            }
+            words_nW[i * W + w] = word;
+        }
+    }
+}
+
 static void lut_sum(const uint16_t *codes_nM, const float *lut_qMK, float *out_qn, size_t out_stride, size_t q,
                     size_t n, size_t M, size_t K)
 {

@@ -10,6 +10,10 @@
 #include "tables.inc.c"
 #include "codes.inc.c"
 #include "factor.inc.c"
+#include "pyramid.inc.c"
+#include "shell.inc.c"
+#include "trellis.inc.c"
+#include "rank.inc.c"
 #include "hadamard.inc.c"
 
 const mcq_kernels MCQ_TABLE = {
@@ -25,9 +29,17 @@ const mcq_kernels MCQ_TABLE = {
     .scatter_add = scatter_add,
     .pack_bits = pack_bits,
     .unpack_bits = unpack_bits,
+    .pack_words = pack_words,
+    .unpack_words = unpack_words,
     .lut_sum = lut_sum,
     .cholesky_rows = cholesky_rows,
     .cholesky_update = cholesky_update,
     .cholesky_solve = cholesky_solve,
+    .pyramid_search = pyramid_search,
+    .leader_search = leader_search,
+    .shell_search = shell_search,
+    .trellis_search = trellis_search,
+    .lattice_rank = lattice_rank,
+    .lattice_unrank = lattice_unrank,
     .hadamard = hadamard,
 };

@@ -43,6 +43,45 @@ typedef struct {
     const float *pair;        /* (2, M (M - 1) / 2, K, K_pad) */
 } mcq_tables;
 
+/* The pyramid P(N, K) with a table of gains, see pyramid.inc.c. */
+typedef struct {
+    size_t N, num_gains;
+    float pulses;             /* K */
+    const float *gains;
+    const float *weights_N;   /* of the squared error of each entry, positive */
+    const float *spread_N;    /* 1 / weights */
+} mcq_pyramid;
+
+/* Magnitudes in descending order that a search tries on sorted entries, see shell.inc.c. */
+typedef struct {
+    size_t N, num_leaders;
+    const float *leaders_KN;
+    const float *factor_K;    /* of the product with each leader */
+} mcq_leaders;
+
+/* The integer vectors of one squared norm with a table of gains, see shell.inc.c. */
+typedef struct {
+    size_t N, num_gains, squared_norm;
+    const float *gains;
+    const float *weights_N;
+} mcq_shell;
+
+/* The integer vectors of one budget under a full matrix, see trellis.inc.c. */
+typedef struct {
+    size_t N, budget;
+    int squared;              /* the budget counts squares, not magnitudes */
+    const float *factor_NN;   /* U, upper triangular with a positive diagonal */
+} mcq_trellis;
+
+/* How many vectors precede, see rank.inc.c. F(n, r, m) is table[n row_step + r budget_step + (m + 1) value_step]. */
+typedef struct {
+    size_t N;
+    ptrdiff_t budget;
+    int squared;              /* the budget counts squares, not magnitudes */
+    ptrdiff_t row_step, budget_step, value_step;
+    const uint64_t *table;
+} mcq_lattice;
+
 typedef struct {
     /* out_nk (+)= a_nd (alpha b_dk); each sum runs over d in order, so no width or tile size shows in the result. */
     void (*matmul)(const float *a_nd, size_t lda, const float *b_dk, size_t ldb, float *out_nk, size_t ldo,
@@ -87,6 +126,9 @@ typedef struct {
     /* Little-endian bit strings, one per row: word i of width bits starts at bit i * bits. */
     void (*pack_bits)(const uint16_t *words_nW, uint8_t *packed, size_t n, size_t W, unsigned bits);
     void (*unpack_bits)(const uint8_t *packed, uint16_t *words_nW, size_t n, size_t W, unsigned bits);
+    /* The same for words of up to 64 bits. */
+    void (*pack_words)(const uint64_t *words_nW, uint8_t *packed, size_t n, size_t W, unsigned bits);
+    void (*unpack_words)(const uint8_t *packed, uint64_t *words_nW, size_t n, size_t W, unsigned bits);
 
     /* out_qn = sum over m of lut[q, m, codes[n, m]], in order of m. */
     void (*lut_sum)(const uint16_t *codes_nM, const float *lut_qMK, float *out_qn, size_t out_stride,
@@ -96,6 +138,24 @@ typedef struct {
     size_t (*cholesky_rows)(double *a_nn, size_t n, size_t first, size_t last);
     void (*cholesky_update)(double *a_nn, size_t n, size_t first, size_t last, size_t from, size_t to);
     void (*cholesky_solve)(const double *u_nn, double *b_nk, size_t n, size_t k);
+
+    /* y_nN, gain_n = argmin over y of the pyramid and over gains s of sum w (x inverse - s y)^2; lowest gain on a tie. */
+    void (*pyramid_search)(const mcq_pyramid *pyramid, const float *x_nN, const float *inverse_n, int16_t *y_nN,
+                           uint8_t *gain_n, size_t n);
+
+    /* y_nN = argmax over permuted and signed leaders of factor x.y, product_n = x.y. */
+    void (*leader_search)(const mcq_leaders *leaders, const float *x_nN, int16_t *y_nN, float *product_n, size_t n);
+
+    /* As pyramid_search, over a shell. Scratch: MCQ_PAD (N + 2) (R + 1) floats on a cache line. */
+    void (*shell_search)(const mcq_shell *shell, const float *x_nN, const float *inverse_n, int16_t *y_nN,
+                         uint8_t *gain_n, float *scratch, size_t n);
+
+    /* y_nN near x inverse under U U^T. Scratch: MCQ_PAD (3 N + 3) (budget + 1) floats on a cache line. */
+    void (*trellis_search)(const mcq_trellis *trellis, const float *x_nN, const float *inverse_n, int16_t *y_nN,
+                           float *scratch, size_t n);
+
+    void (*lattice_rank)(const mcq_lattice *lattice, const int16_t *y_nN, uint64_t *rank_n, size_t n);
+    void (*lattice_unrank)(const mcq_lattice *lattice, const uint64_t *rank_n, int16_t *y_nN, size_t n);
 
     /* Randomised Hadamard transform of rows in S steps, or its inverse, see the body; signs are 1 and -1, out may be x. */
     void (*hadamard)(const float *x_nd, const float *signs_Sd, float *out_nd, size_t n, size_t d, size_t S, int inverse);

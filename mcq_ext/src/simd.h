@@ -1,6 +1,6 @@
-/* The six vector operations that the kernels need, at the width of the level being compiled.
+/* The vector operations that the kernels need, at the width of the level being compiled.
  *
- * Arithmetic stays in GCC's vector types, so one body serves every level. Only min and "any lane smaller" are spelt
+ * Arithmetic stays in GCC's vector types, so one body serves every level. Only min, comparisons and choices are spelt
  * with intrinsics, because the generic forms compile poorly. No fused multiply-add anywhere: the baseline has none, and
  * results must be the same at every level.
  */
@@ -8,6 +8,7 @@
 #define MCQ_SIMD_H
 
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -22,6 +23,7 @@
 #endif
 
 typedef float vf __attribute__((vector_size(4 * VL)));
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -56,6 +58,24 @@ INLINE int vany_less(vf a, vf b)
     return 0;
 #endif
 }
+
+/* In each lane yes where a < b, else no. */
+INLINE vf vselect(vf a, vf b, vf yes, vf no)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ), (__m512)no, (__m512)yes);
+#elif defined(__AVX2__)
+    return (vf)_mm256_blendv_ps((__m256)no, (__m256)yes, _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ));
+#else
+    vi less = a < b;
+    return (vf)(((vi)yes & less) | ((vi)no & ~less));
+#endif
+}
+
+INLINE vf vmax(vf a, vf b) { return vselect(a, b, b, a); }
+INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+/* Towards zero; lanes must fit in 32 bits. */
+INLINE vf vtrunc(vf a) { return __builtin_convertvector(__builtin_convertvector(a, vi), vf); }
 
 INLINE float vhmin(vf v)
 {

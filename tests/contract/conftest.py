@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ OPTIONS = [
     (4, 8, 3, "none"),
 ]
 #: Quantizers without learned codebooks, with their options in order.
-OTHERS = [
+WITHOUT_CODEBOOKS = [
     (mcq.ScalarQuantizer, (3, 8, True, False)),
     (mcq.ScalarQuantizer, (4, None, False, True)),
     (mcq.ScalarQuantizer, (2, 5, True, True)),
@@ -49,6 +50,14 @@ OTHERS = [
     (mcq.GridQuantizer, (1, 4)),
     (mcq.GridQuantizer, (2, 256, 1)),
     (mcq.GridQuantizer, (4, 1024, 0)),
+    (mcq.PyramidQuantizer, (8, 6, 1, "none", "lloyd", 1)),
+    (mcq.PyramidQuantizer, (4, 5, 2, "row", "lloyd", 3)),
+    (mcq.PyramidQuantizer, (16, 23, 3, "none", "theory", 1)),
+    (mcq.PyramidQuantizer, (3, 2, 0, "row", "lloyd", 15)),
+    (mcq.ShellQuantizer, (8, 12, 1, "row", "lloyd", 1)),
+    (mcq.ShellQuantizer, (4, 10, 2, "none", "lloyd", 4)),
+    (mcq.ShellQuantizer, (16, 19, 1, "none", "theory", 2)),
+    (mcq.ShellQuantizer, (1, 4, 3, "row", "lloyd", 1)),
 ]
 QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer, mcq.RelaxedQuantizer]
 ROUNDS = 3
@@ -66,11 +75,6 @@ class Case(NamedTuple):
     def metric(self):
         return METRICS[self.metric_name]
 
-    @property
-    def num_splits(self):
-        """Sets of codebooks: one for each slice of a product quantizer, else one for all groups."""
-        return -(-D // (self.options[2] or D)) if self.quantizer is mcq.ProductQuantizer else 1
-
     def new(self):
         if not self.has_codebooks:
             return self.quantizer(*self.options)
@@ -79,7 +83,7 @@ class Case(NamedTuple):
             kind = {"method": "residual", "rotation": "learned"} if codebook_bits == 4 else {"rotation": "random"}
             if self.metric_name != "identity":
                 kind["rotation"] = "none"
-            return self.quantizer(self.num_splits, num_codebooks, codebook_bits, rounds=ROUNDS, **kind)
+            return self.quantizer(-(-D // (group_size or D)), num_codebooks, codebook_bits, rounds=ROUNDS, **kind)
         if self.quantizer is mcq.RelaxedQuantizer:
             extents = EXTENTS[:num_codebooks]
             return self.quantizer(num_codebooks, codebook_bits, group_size, scale, rounds=ROUNDS, extents=extents)
@@ -88,6 +92,36 @@ class Case(NamedTuple):
     @property
     def has_codebooks(self):
         return self.quantizer in QUANTIZERS
+
+    @property
+    def is_random(self):
+        """Whether the seed matters."""
+        return self.has_codebooks or self.quantizer is mcq.GridQuantizer
+
+    @property
+    def row_bits(self):
+        """Bits of the codes of a row; None where the data decide."""
+        if self.quantizer is mcq.CompandedQuantizer:
+            return None
+        if self.quantizer is mcq.ScalarQuantizer:
+            return D * self.options[0]
+        if self.quantizer is mcq.GridQuantizer:
+            return -(-D // self.options[0]) * (self.options[1] - 1).bit_length()
+        if not self.has_codebooks:  # a gain and a point of a lattice
+            size, _, gain_bits, _, _, per_word = self.options
+            word = (self.new().lattice.count << gain_bits) ** per_word
+            return math.ceil(D / size / per_word) * (word - 1).bit_length()
+        num_codebooks, codebook_bits, group_size, _ = self.options
+        groups = -(-D // (group_size or D))
+        extents = EXTENTS[:num_codebooks] if self.quantizer is mcq.RelaxedQuantizer else (1,) * num_codebooks
+        return codebook_bits * sum(max(1, round(extent * groups)) for extent in extents)
+
+    @property
+    def wrong_option(self):
+        """An option that the arrays of this quantizer do not fit, where there is one."""
+        if self.has_codebooks:
+            return {"num_codebooks": 7}
+        return {"gain_bits": 7} if self.quantizer in (mcq.PyramidQuantizer, mcq.ShellQuantizer) else {}
 
     @property
     def exists(self):
@@ -114,29 +148,17 @@ def fit(case):
     return quantizer, quantizer.fit_encode(X, case.metric)
 
 
-WITH_CODEBOOKS = [
-    case for case in itertools.starmap(Case, itertools.product(QUANTIZERS, OPTIONS, METRICS)) if case.exists
+EVERY = [
+    *(case for case in itertools.starmap(Case, itertools.product(QUANTIZERS, OPTIONS, METRICS)) if case.exists),
+    *(Case(*other, metric) for other, metric in itertools.product(WITHOUT_CODEBOOKS, METRICS)),
 ]
-EVERY = WITH_CODEBOOKS + [Case(*other, metric) for other, metric in itertools.product(OTHERS, METRICS)]
 #: Each quantizer and each metric with few options, for what has little to do with the options.
-SOME_WITH_CODEBOOKS = [
-    case for case in WITH_CODEBOOKS if case.options in (OPTIONS[1], OPTIONS[4], OPTIONS[6], OPTIONS[8])
-]
-SOME = SOME_WITH_CODEBOOKS + [case for case in EVERY if (case.quantizer, case.options) in OTHERS[1::3]]
+FEW = [OPTIONS[1], OPTIONS[4], OPTIONS[6], OPTIONS[8], *(options for _, options in WITHOUT_CODEBOOKS[1::3])]
+SOME = [case for case in EVERY if case.options in FEW]
 
 
 @pytest.fixture(params=EVERY, ids=str)
 def case(request):
-    return request.param
-
-
-@pytest.fixture(params=WITH_CODEBOOKS, ids=str)
-def codebook_case(request):
-    return request.param
-
-
-@pytest.fixture(params=SOME_WITH_CODEBOOKS, ids=str)
-def some_codebook_case(request):
     return request.param
 
 
@@ -147,6 +169,11 @@ def some_case(request):
 
 @pytest.fixture(params=[case for case in SOME if case.metric_name != "identity"], ids=str)
 def weighted_case(request):
+    return request.param
+
+
+@pytest.fixture(params=[case for case in SOME if case.wrong_option], ids=str)
+def sized_case(request):
     return request.param
 
 

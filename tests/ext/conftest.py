@@ -22,16 +22,17 @@ def assert_same():
     """Return a function that compares kernels with their specification, bit by bit.
 
     ``assert_same(compute)`` calls ``compute(module)`` with `mcq_ext.reference` and, for each SIMD level and
-    number of threads, with `mcq_ext.cpu`; it returns the first result, an array or a tuple of arrays.
+    number of threads, with `mcq_ext.cpu`, or with other twins; it returns the first result, an array or a tuple of
+    arrays.
     """
 
-    def check(compute):
-        expected = compute(reference)
+    def check(compute, kernels=cpu, specification=reference):
+        expected = compute(specification)
         for level in mcq_ext.simd_levels():
             mcq_ext.set_simd_level(level)
             for threads in THREADS:
                 mcq_ext.set_num_threads(threads)
-                compare(compute(cpu), expected, f"{level}, {threads} threads")
+                compare(compute(kernels), expected, f"{level}, {threads} threads")
         return expected
 
     def compare(found, expected, where):

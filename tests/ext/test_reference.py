@@ -257,18 +257,19 @@ def test_decode_and_scatter_add(assert_same, make, n, groups, num_codebooks, k, 
     assert abs(inner - outer) <= 1e-5 * bound
 
 
-@given(st.integers(1, 16), st.integers(0, 40), st.integers(0, 20), st.integers(0, 2**32))
+@given(st.integers(1, 64), st.integers(0, 40), st.integers(0, 20), st.integers(0, 2**32))
 def test_pack_and_unpack(assert_same, bits, n, count, seed):
-    words = np.random.default_rng(seed).integers(1 << bits, size=(n, count)).astype(np.uint16)
+    words = np.random.default_rng(seed).integers((1 << bits) - 1, size=(n, count), dtype=np.uint64, endpoint=True)
+    words = words.astype(np.uint16 if bits <= 16 else np.uint64)
     packed = assert_same(lambda kernels: kernels.pack_bits(words, bits))
     assert packed.shape == (n, -(-count * bits // 8))
     unpacked = assert_same(lambda kernels: kernels.unpack_bits(packed, bits, count))
     np.testing.assert_array_equal(unpacked, words)
 
 
-@pytest.mark.parametrize("bits", range(1, 17))
+@pytest.mark.parametrize("bits", range(1, 65))
 def test_pack_and_unpack_every_width(assert_same, bits):
-    words = np.tile(np.array([0, (1 << bits) - 1, 1], np.uint16), (17, 11))
+    words = np.tile(np.array([0, (1 << bits) - 1, 1], np.uint16 if bits <= 16 else np.uint64), (17, 11))
     packed = assert_same(lambda kernels: kernels.pack_bits(words, bits))
     unpacked = assert_same(lambda kernels: kernels.unpack_bits(packed, bits, words.shape[1]))
     np.testing.assert_array_equal(unpacked, words)
