@@ -26,6 +26,7 @@ from mcq.quantizer import Quantizer
 from mcq.rate import Allocation, Unit, allocate, residual_curve
 from mcq.relaxed import RelaxedQuantizer
 from mcq.residual import ResidualQuantizer
+from mcq.rotated import RotatedQuantizer
 from mcq.scalar import ScalarQuantizer
 from mcq.scalar_codes import ScalarCodes
 from mcq.transforms import Composition, Hadamard, Permutation, Scaling, Transform
@@ -60,6 +61,7 @@ __all__ = [
     "Quantizer",
     "RelaxedQuantizer",
     "ResidualQuantizer",
+    "RotatedQuantizer",
     "ScalarCodes",
     "ScalarQuantizer",
     "Scaling",
