@@ -68,7 +68,10 @@ def ours(data: Data, options: argparse.Namespace, rounds: int) -> None:
 
 def theirs(data: Data, options: argparse.Namespace) -> None:
     d, size = data.learn.shape[1], options.codebooks
-    makers: dict[str, Callable[[], Any]] = {"FAISS PQ": lambda: faiss.IndexPQ(d, size, 8)}
+    makers: dict[str, Callable[[], Any]] = {}
+    if d % size == 0:
+        makers["FAISS PQ"] = lambda: faiss.IndexPQ(d, size, 8)
+        makers["FAISS OPQ"] = lambda: faiss.index_factory(d, f"OPQ{size},PQ{size}x8")
     for beam in (5, 16):
         makers[f"FAISS RQ beam {beam}"] = lambda beam=beam: residual(d, size, beam)
     if not options.skip_lsq:

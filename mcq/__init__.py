@@ -27,6 +27,7 @@ from mcq.quantizer import Quantizer
 from mcq.rate import Allocation, Unit, allocate, residual_curve
 from mcq.relaxed import RelaxedQuantizer
 from mcq.residual import ResidualQuantizer
+from mcq.rotated import RotatedQuantizer
 from mcq.scalar import ScalarQuantizer
 from mcq.scalar_codes import ScalarCodes
 from mcq.shell import ShellQuantizer
@@ -63,10 +64,11 @@ __all__ = [
     "Quantizer",
     "RelaxedQuantizer",
     "ResidualQuantizer",
-    "ShellQuantizer",
+    "RotatedQuantizer",
     "ScalarCodes",
     "ScalarQuantizer",
     "Scaling",
+    "ShellQuantizer",
     "Transform",
     "Unit",
     "allocate",

@@ -159,7 +159,7 @@ class AdditiveQuantizer(Quantizer):
     Whole vectors (`group_size` None, 16 entries or more, more than two codebooks, no scale, no metric) have a way of
     their own, see `mcq.vectors`: two starts are compared on held-out rows, and all searches run on tables that all rows
     share. A round then costs O(n M (d K + K^2)), or O(n M K (d + M)) with more than 512 entries, which are chosen one
-    at a time. Memory of a fit beyond x is 4 M (M - 1) K^2 bytes of tables, at most 768 MiB, and 64 MiB.
+    at a time. Memory of a fit beyond x is 4 M (M - 1) K^2 bytes of tables, at most 768 MiB, and 32 MiB.
 
     An encode takes up 32 MiB of rows at a time, unless a Gram couples the groups: beside `x` and the codes it needs the
     tables and some 200 MiB, for any number of rows.

@@ -27,7 +27,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads of each proces
 def quantize_command(
     model: Annotated[str, typer.Argument(help="Hugging Face id, folder, or .gguf file.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; must not exist or be empty.")] = None,
-    codec: Annotated[str, typer.Option(help="Kind of codes: additive or residual (see docs).")] = "additive",
+    codec: Annotated[str, typer.Option(help="Kind of codes (see docs).")] = "additive",
     bits: Annotated[float, typer.Option(help="Bits per weight (see docs for what is counted).")] = 2,
     size: Annotated[str | None, typer.Option(help="Size of the whole model, such as 60MB, instead of --bits.")] = None,
     allocate: Annotated[
@@ -40,6 +40,7 @@ def quantize_command(
         bool, typer.Option("--tie", help="One setting for layers with the same input, as q, k and v.")
     ] = False,
     cache: Annotated[Path | None, typer.Option(help="Folder for what an allocation measures.")] = None,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Rotate the rows of weights before they are coded.")] = False,
     codebooks: Annotated[int | None, typer.Option(help="Number of codebooks, instead of what --bits says.")] = None,
     codebook_bits: Annotated[int | None, typer.Option(help="Bits per code, instead of 8.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Inputs per group, instead of 8.")] = None,
@@ -98,7 +99,7 @@ def quantize_command(
     elif allocate or not kind.reaches(bits):
         budget = Budget(bits=bits, sensitivity=sensitivity, tie=tie)
     standard = kind() if budget else kind.of_bits(bits)
-    details = {"codebooks": codebooks, "bits": codebook_bits, "group": group_size}
+    details = {"codebooks": codebooks, "bits": codebook_bits, "group": group_size, "rotate": rotate or None}
     options = Options(
         setting=changed(standard, {name: value for name, value in details.items() if value is not None}),
         overrides=tuple(Override.parse(text) for text in override or []),
@@ -107,7 +108,9 @@ def quantize_command(
         batch=batch,
         seed=seed,
         budget=budget,
-        format="dense" if dense else file_format or ("aqlm" if codec == "additive" and budget is None else "mcq"),
+        format="dense"
+        if dense
+        else file_format or ("aqlm" if codec == "additive" and not rotate and budget is None else "mcq"),
         target=target,
         correction=correction,
         precision=precision,

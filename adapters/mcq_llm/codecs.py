@@ -15,16 +15,17 @@ import mcq
 from mcq import rate
 from mcq.errors import ConfigError
 from mcq.validate import in_range, one_of
-from mcq_llm.setting import Setting
+from mcq_llm.setting import TINY, Setting
 
 Scale = Literal["none", "row", "group"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
+#: Bits of a code of a grid, by its dimensions.
+GRID_BITS = {1: range(1, 9), 2: range(2, 11), 3: range(3, 11), 4: range(4, 13)}
 #: The codebooks that an allocation chooses from.
 LEAST_BITS, MOST_BITS, MOST_CODEBOOKS = 4, 8, 6
 #: Error with 2, 3, ... codebooks of the least and the most bits, relative to that with one less, in units of the ideal
 #: share 4**-(bits / group). Measured on layers of SmolLM2-135M under their Grams, where it hardly differs.
 FURTHER = {LEAST_BITS: (0.94, 1.02, 1.06, 1.09, 1.1), MOST_BITS: (1.0, 1.08, 1.14, 1.18, 1.2)}
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class AdditiveSetting(Setting):
         in_range(self.group, 1, None, "group size")
         one_of(self.scale, SCALES, "scale")
 
-    def quantizer(self) -> mcq.AdditiveQuantizer:  # noqa: D102
+    def plain(self) -> mcq.AdditiveQuantizer:  # noqa: D102
         return self.kind(self.codebooks, self.bits, self.group, self.scale)
 
     @classmethod
@@ -88,8 +89,8 @@ class AdditiveSetting(Setting):
         logs = {}
         for bits in (LEAST_BITS, MOST_BITS):
             quantizer = mcq.AdditiveQuantizer(1, bits, self.group, self.scale, rounds=2, search_steps=1)
-            rebuilt = quantizer.decode(quantizer.fit_encode(weight, metric))
-            first = math.log(max(metric.relative_error(weight, rebuilt), TINY))
+            error = metric.relative_error(weight, quantizer.decode(quantizer.fit_encode(weight, metric)))
+            first = math.log(max(error, TINY))
             logs[bits] = np.array([first, *np.log(FURTHER[bits]) - math.log(4) * bits / self.group]).cumsum()
         return {setting: math.exp(_between(logs, setting)) for setting in self._candidates()}
 
@@ -103,17 +104,19 @@ class AdditiveSetting(Setting):
 
     @property
     def has_scales(self) -> bool:  # noqa: D102
-        return self.scale != "none"
+        return self.scale != "none" and not self.rotate
 
     def cost(self, rows: int, columns: int) -> mcq.Bits:  # noqa: D102
         row = self.codebooks * self.groups(columns) * self.bits
-        codebooks = 16 * self.codebooks * 2**self.bits * self.group + 32  # and the gain
+        codebooks = (
+            16 * self.codebooks * 2**self.bits * self.group + 32 + (64 if self.rotate else 0)
+        )  # and gain and seed
         all_in = rows * (8 * -(-row // 8) + 16 * self.scales(columns)) + codebooks
         return mcq.Bits(row / columns, all_in / (rows * columns))
 
     def __str__(self) -> str:
         scale = "" if self.scale == "row" else f" {self.scale} scale"
-        return f"{self.codebooks}x{self.bits} g{self.group}{scale}"
+        return f"{self.codebooks}x{self.bits} g{self.group}{scale}{_rotated(self)}"
 
 
 def _between(logs: Mapping[int, NDArray[np.float64]], setting: AdditiveSetting) -> float:
@@ -144,4 +147,141 @@ class ResidualSetting(AdditiveSetting):
         return f"residual {super().__str__()}"
 
 
-CODECS: dict[str, type[Setting]] = {setting.codec: setting for setting in (AdditiveSetting, ResidualSetting)}
+@dataclass(frozen=True)
+class CompandedSetting(Setting):
+    """Scalar codes whose depth differs from group to group (CVXQ).
+
+    Attributes
+    ----------
+    bits : float
+        Bits per weight, all-in.
+    group : int
+        Number of rows that share a depth, in each column.
+    """
+
+    codec = "companded"
+
+    bits: float = 3.0
+    group: int = 512
+
+    def plain(self) -> mcq.Quantizer:  # noqa: D102
+        return mcq.CompandedQuantizer(self.bits, self.group)
+
+    @classmethod
+    def of_bits(cls, bits: float) -> Self:  # noqa: D102
+        return cls(bits)
+
+    def candidates(self) -> list[Setting]:
+        """Return 1 1/2 to 5 bits in steps of an eighth."""
+        return [replace(self, bits=eighths / 8) for eighths in range(12, 41)]
+
+    def cost(self, rows: int, columns: int) -> mcq.Bits:
+        """Return the bits that are not exceeded."""
+        return mcq.Bits(self.bits, self.bits)
+
+    def __str__(self) -> str:
+        return f"companded {self.bits:g} g{self.group}{_rotated(self)}"
+
+
+@dataclass(frozen=True)
+class ScalarSetting(Setting):
+    """Rounding to even steps, each group of a row with steps and offset of its own (round to nearest, GPTQ).
+
+    Attributes
+    ----------
+    bits : int
+        Of a weight, without steps and offsets.
+    group : int
+        Number of neighbouring inputs that share these.
+    feedback : bool
+        Whether weights make up for the errors of those before them, as GPTQ does, or go to the nearest step.
+    """
+
+    codec = "scalar"
+
+    bits: int = 3
+    group: int = 128
+    feedback: bool = True
+
+    def plain(self) -> mcq.Quantizer:  # noqa: D102
+        return mcq.ScalarQuantizer(self.bits, self.group, bool(self.feedback))
+
+    @classmethod
+    def of_bits(cls, bits: float) -> Self:  # noqa: D102
+        if bits != int(bits):
+            raise ConfigError(f"scalar codes alike in all layers take whole bits, got {bits}; allocate the bits")
+        return cls(int(bits))
+
+    @classmethod
+    def reaches(cls, bits: float) -> bool:  # noqa: D102
+        return bits == int(bits)
+
+    def candidates(self) -> list[Setting]:
+        """Return 2 to 6 bits in two sizes of groups."""
+        return [
+            replace(self, bits=bits, group=group) for bits in range(2, 7) for group in (self.group, self.group // 2)
+        ]
+
+    def __str__(self) -> str:
+        feedback = "" if self.feedback else " nearest"
+        return f"scalar {self.bits} g{self.group}{feedback}{_rotated(self)}"
+
+
+@dataclass(frozen=True)
+class GridSetting(Setting):
+    """Nearest points of a fixed grid, for rows that a rotation of its own makes normal (HIGGS).
+
+    Attributes
+    ----------
+    dimension : int
+        Number of neighbouring inputs that one code describes, 1 to 4.
+    points : int
+        Of the grid, a power of two.
+    """
+
+    codec = "grid"
+
+    dimension: int = 2
+    points: int = 256
+
+    def __post_init__(self) -> None:
+        if self.rotate:
+            raise ConfigError("grid codes rotate rows themselves; leave out --rotate")
+
+    def plain(self) -> mcq.Quantizer:  # noqa: D102
+        return mcq.GridQuantizer(self.dimension, self.points)
+
+    @classmethod
+    def of_bits(cls, bits: float) -> Self:
+        """Return the grid of most dimensions that has so many bits."""
+        for dimension in (4, 3, 2, 1):
+            if bits * dimension in GRID_BITS[dimension]:
+                return cls(dimension, 1 << int(bits * dimension))
+        rates = sorted({b / dimension for dimension, found in GRID_BITS.items() for b in found})
+        raise ConfigError(f"grid codes have {', '.join(f'{r:.4g}' for r in rates)} bits, got {bits}; allocate the bits")
+
+    @classmethod
+    def reaches(cls, bits: float) -> bool:  # noqa: D102
+        return any(bits * dimension in found for dimension, found in GRID_BITS.items())
+
+    def candidates(self) -> list[Setting]:
+        """Return the grid of most dimensions of every rate."""
+        rates = sorted({b / dimension for dimension, found in GRID_BITS.items() for b in found})
+        return [type(self).of_bits(rate) for rate in rates]
+
+    def __str__(self) -> str:
+        return f"grid {self.points} p{self.dimension}"
+
+
+def _rotated(setting: Setting) -> str:
+    return " rotated" if setting.rotate else ""
+
+
+KINDS: tuple[type[Setting], ...] = (
+    AdditiveSetting,
+    ResidualSetting,
+    CompandedSetting,
+    ScalarSetting,
+    GridSetting,
+)
+CODECS = {setting.codec: setting for setting in KINDS}

@@ -89,7 +89,7 @@ class McqLayer:
     ----------
     quantizer : mcq.Quantizer
         Fitted.
-    codes : mcq.Codes
+    codes : mcq.Codes or mcq.ScalarCodes
     row_scale : array of shape (outputs,), float16, or None
     """
 

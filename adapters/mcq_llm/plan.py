@@ -162,7 +162,9 @@ def require_aqlm(plan: Sequence[Layer], blocks: Blocks) -> list[str]:
     modules = dict(blocks.modules.named_modules(prefix=blocks.name))
     named = [layer.name for layer in layers if layer.name in modules]  # all but experts that loading took apart
     foreign = [name for name in named if not isinstance(modules[name], nn.Linear)]
-    additive = [layer.setting for layer in layers if type(layer.setting) is AdditiveSetting]
+    additive = [
+        layer.setting for layer in layers if type(layer.setting) is AdditiveSetting and not layer.setting.rotate
+    ]
     experts = fused_experts(blocks.modules)
     reasons = []
     if len(additive) < len(layers):

@@ -26,6 +26,7 @@ from mcq_llm.coded_linear import tunable, tuned
 from mcq_llm.config import Options
 from mcq_llm.drift import corrected_weight
 from mcq_llm.formats import StoredLayer, layer_type
+from mcq_llm.mcq_format import McqLayer
 from mcq_llm.memory import peak_megabytes
 from mcq_llm.moments import Statistics
 from mcq_llm.plan import PlannedLayer, quantized
@@ -300,6 +301,8 @@ def quantize_layer(
     if options.tune == "bias":
         bias = corrected_bias(bias, torch.from_numpy(weight), decoded, statistics.mean, statistics.original_mean)
     rounded = round_to_nearest(torch.from_numpy(target), math.ceil(planned.payload))
+    # Planned are bits that a fit may stay below; tuning adds to them later what is planned for it.
+    cost = stored.bits if isinstance(stored, McqLayer) and options.tune != "block" else planned.cost
     line = LayerReport(
         layer=planned.name,
         rows=planned.rows,
@@ -310,8 +313,8 @@ def quantize_layer(
         error_predicted=planned.predicted,
         seconds=time.perf_counter() - start,
         peak_megabytes=peak_megabytes(),
-        bits_payload=planned.payload,
-        bits_all_in=planned.all_in,
+        bits_payload=cost.payload,
+        bits_all_in=cost.all_in,
         tokens=statistics.tokens,
         borrowed=statistics.borrowed,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar
 
@@ -16,6 +17,9 @@ import mcq
 SAMPLE_ROWS = (8, 24)
 #: Rows of a layer that its curve is measured on.
 CURVE_ROWS = 128
+#: Candidates that are measured for a curve.
+CURVE_PROBES = 9
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,14 @@ class Setting(ABC):
     ----------
     codec : str
         Under which `mcq_llm.codecs.CODECS` and the command line know the subclass.
+    rotate : bool
+        Whether rows are rotated before they are coded.
     """
 
     codec: ClassVar[str]
 
-    @abstractmethod
+    rotate: bool = field(default=False, kw_only=True)
+
     def quantizer(self) -> mcq.Quantizer:
         """Return the unfitted quantizer.
 
@@ -39,6 +46,11 @@ class Setting(ABC):
         ConfigError
             If the options do not go together.
         """
+        return mcq.RotatedQuantizer(self.plain()) if self.rotate else self.plain()
+
+    @abstractmethod
+    def plain(self) -> mcq.Quantizer:
+        """Return the unfitted quantizer of rows that need not be rotated any more."""
 
     @abstractmethod
     def __str__(self) -> str: ...
@@ -69,8 +81,8 @@ class Setting(ABC):
     def curve(self, weight: NDArray[np.float32], metric: mcq.Gram) -> dict[Setting, float]:
         """Return the relative error that a layer will have with each of the candidates.
 
-        All of them encode the same few rows. How rows are scattered about the mean of all is the same for all settings:
-        one candidate that encodes every row tells it.
+        Some encode the same few rows. How these differ from all rows is the same for all settings: one that encodes
+        every row tells it. Between measured candidates the logarithm of the error falls evenly with the bits.
 
         Parameters
         ----------
@@ -80,10 +92,14 @@ class Setting(ABC):
         """
         candidates = self.candidates()
         rows = np.sort(np.random.default_rng(0).permutation(len(weight))[:CURVE_ROWS])
-        errors = [_error(setting, weight[rows], metric) for setting in candidates]
-        middle = len(candidates) // 2
-        ratio = _error(candidates[middle], weight, metric) / errors[middle] if len(weight) > CURVE_ROWS else 1.0
-        return dict(zip(candidates, (ratio * error for error in errors), strict=True))
+        probes = np.unique(np.linspace(0, len(candidates) - 1, CURVE_PROBES).round().astype(int))
+        logs = np.array([math.log(max(_error(candidates[i], weight[rows], metric), TINY)) for i in probes])
+        if len(weight) > CURVE_ROWS:
+            middle = len(probes) // 2
+            logs += math.log(max(_error(candidates[probes[middle]], weight, metric), TINY)) - logs[middle]
+        bits = [setting.cost(*weight.shape).all_in for setting in candidates]
+        errors = np.exp(np.interp(bits, np.take(bits, probes), logs))
+        return dict(zip(candidates, errors.tolist(), strict=True))
 
     @property
     def has_scales(self) -> bool:

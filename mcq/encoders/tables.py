@@ -20,7 +20,7 @@ Words = NDArray[np.uint16]
 
 #: Bytes that the pair tables may take, those of four codebooks of 12 bits, and those of the unary tables of a batch.
 MAX_PAIR_BYTES = 3 << 28
-UNARY_BYTES = 1 << 26
+UNARY_BYTES = 1 << 25
 #: Codebooks that are shifted at once.
 SHIFTED = 2
 #: Entries up to which codebooks are chosen in pairs: K^2 sums, which beyond cost far more than they gain.

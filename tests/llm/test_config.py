@@ -1,7 +1,7 @@
 import pytest
 
 from mcq.errors import ConfigError
-from mcq_llm.codecs import AdditiveSetting, ResidualSetting
+from mcq_llm.codecs import CODECS, AdditiveSetting, ResidualSetting
 from mcq_llm.config import Options
 from mcq_llm.overrides import Override, setting_for
 
@@ -37,7 +37,7 @@ def test_bad_overrides_say_what_is_wrong(text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("books:3", "additive codes have the options codebooks, bits, group, scale, got 'books'"),
+        ("books:3", "additive codes have the options rotate, codebooks, bits, group, scale, got 'books'"),
         ("codebooks:many", "codebooks must be an integer .* got 'many'"),
         ("codebooks:1.5", "codebooks must be an integer .* got 1.5"),
         ("scale:column", "'none', 'row', 'group'"),
@@ -47,6 +47,29 @@ def test_bad_overrides_say_what_is_wrong(text, message):
 def test_overrides_that_do_not_suit_the_codec_are_refused(text, message):
     with pytest.raises(ConfigError, match=message):
         Override.parse(f"down_proj={text}").apply(AdditiveSetting())
+
+
+def test_every_codec_has_settings_from_few_to_many_bits():
+    for codec, kind in CODECS.items():
+        setting = kind()
+        assert setting.codec == codec
+        candidates = setting.candidates()
+        bits = [candidate.cost(512, 512).all_in for candidate in candidates]
+        assert bits[0] == min(bits) < 2.2
+        assert bits[-1] == max(bits) >= 5
+        assert len(set(map(str, candidates))) == len(candidates) > 8
+        assert kind.of_bits(3).cost(512, 512).payload == pytest.approx(3, abs=0.1)
+        assert type(setting.quantizer()).kind == codec
+        assert setting.quantizer() is not setting.quantizer()
+
+
+def test_rotated_settings_say_so():
+    setting = AdditiveSetting(rotate=True)
+    assert str(setting) == "2x8 g8 rotated"
+    assert setting.quantizer().kind == "rotated"
+    assert setting.cost(512, 512).all_in - AdditiveSetting().cost(512, 512).all_in == 64 / 512**2
+    with pytest.raises(ConfigError, match="rotate rows themselves"):
+        CODECS["grid"](rotate=True)
 
 
 def test_an_override_may_change_the_codec():

@@ -28,7 +28,7 @@ MIXED = (
 
 def small(codec):
     """A setting for layers of 64 inputs."""
-    return CODECS[codec].of_bits(2) if codec not in ("additive", "residual") else CODECS[codec](2, 4)
+    return CODECS[codec].of_bits(4) if codec not in ("additive", "residual") else CODECS[codec](2, 4)
 
 
 def options_of(codec, **changes):
