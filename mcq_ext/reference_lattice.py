@@ -13,8 +13,10 @@ Points = NDArray[np.int16]
 Ranks = NDArray[np.uint64]
 Gains = NDArray[np.uint8]
 
-#: Newton steps of a search in a pyramid.
-SHIFT_STEPS = 2
+#: Newton steps of a search in a pyramid, and the pulses that it moves one by one.
+SHIFT_STEPS = 8
+FEW_PULSES = 2
+FAR = np.float32(1e30)
 #: What is worse than anything.
 PAD_COST = np.float32(3.0e38)
 HALF = np.float32(0.5)
@@ -30,9 +32,14 @@ def pyramid_search(x: Floats, inverse: Floats, gains: Floats, weights: Floats, p
 def _nearest_in_pyramid(a: Floats, weights: Floats, pulses: int) -> Floats:
     """Return magnitudes: a shifted rounding, then one pulse at a time where it costs least."""
     spread, shift = np.float32(1) / weights, np.zeros(len(a), np.float32)
+    low = np.full(len(a), -FAR)
+    high = -low
     y, left, slope = _shifted_rounding(a, spread, shift, pulses)
     for _ in range(SHIFT_STEPS):
-        shift += left / (slope + np.float32(1))
+        low, high = np.where(left > 0, shift, low), np.where(left < 0, shift, high)
+        step = shift + left / (slope + np.float32(1))
+        step = np.where((low < step) & (step < high), step, (low + high) * HALF)
+        shift = np.where(np.abs(left) > FEW_PULSES, step, shift)
         y, left, slope = _shifted_rounding(a, spread, shift, pulses)
     rows = np.arange(len(a))
     while left.any():

@@ -3,15 +3,18 @@
  * For one gain s the problem, min sum_i w_i (a_i - y_i)^2 with a = |x| / s, is separable and convex under one sum
  * constraint. So is any shifted rounding round(a_i + shift / w_i), cut to [0, K], optimal for the sum that it happens to
  * have, and adding or removing one pulse at a time where it costs least leads from there to the optimum for the sum K
- * (Fox 1966). A few Newton steps for the shift leave few such pulses. Signs are those of x, the best gain is found by
- * trying all. Costs leave out sum w x^2, and with it squares that could overflow.
+ * (Fox 1966). Where more than FEW_PULSES are to go, Newton steps for the shift come first, kept between the shifts that
+ * gave too little and too much. Signs are those of x, the best gain is found by trying all. Costs leave out sum w x^2,
+ * and with it squares that could overflow.
  *
  * One vector has too few entries for a register, and what is done to it depends on it: so as many vectors as there are
  * lanes go side by side, one to a lane, and loops run until the slowest lane is done. Lanes know nothing of each other,
  * so their number does not show in the result.
  */
 #define MAX_GROUP 256
-#define SHIFT_STEPS 2
+#define SHIFT_STEPS 8
+#define FEW_PULSES 2.0f
+#define FAR 1e30f
 
 /* a_N = |x| * inverse of up to VL vectors; lanes past the last vector repeat it. */
 static void load_magnitudes(const float *x_nN, const float *inverse_n, size_t rows, size_t N, vf *a_N)
@@ -62,12 +65,18 @@ static vf move_pulses(const mcq_pyramid *p, const vf *a_N, vf *y_N, vf left)
 
 static void nearest_in_pyramid(const mcq_pyramid *p, const vf *a_N, vf *y_N)
 {
-    vf shift = vset1(0.0f), slope, left = shifted_rounding(p, a_N, shift, y_N, &slope);
-    for (int step = 0; step < SHIFT_STEPS; step++) {
-        shift += left / (slope + 1.0f); /* one more, so that the step is finite where the sum is zero */
+    vf zero = vset1(0.0f), few = vset1(FEW_PULSES), shift = zero, low = vset1(-FAR), high = -low, slope;
+    vf left = shifted_rounding(p, a_N, shift, y_N, &slope);
+    for (int step = 0; step < SHIFT_STEPS && vany_less(few, vabs(left)); step++) {
+        low = vselect(zero, left, shift, low);
+        high = vselect(left, zero, shift, high);
+        /* one more than the slope, so that the step is finite where the sum is zero */
+        vf next = shift + left / (slope + 1.0f), middle = (low + high) * 0.5f;
+        next = vselect(low, next, vselect(next, high, next, middle), middle);
+        shift = vselect(few, vabs(left), next, shift);
         left = shifted_rounding(p, a_N, shift, y_N, &slope);
     }
-    while (vany_less(vset1(0.0f), vabs(left))) left = move_pulses(p, a_N, y_N, left);
+    while (vany_less(zero, vabs(left))) left = move_pulses(p, a_N, y_N, left);
 }
 
 static void pyramid_search(const mcq_pyramid *p, const float *x_nN, const float *inverse_n, int16_t *y_nN,
