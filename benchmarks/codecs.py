@@ -1,6 +1,6 @@
 """A whole model with every codec at several sizes, uniform and allocated: perplexity and divergence against bits.
 
-Each codec first gets the best setting that all layers can share within a number of bits, then settings of their own
+Each codec first gets the setting within a number of bits that is best on normal entries, then settings for each layer
 within the size that this takes. What was measured is kept in a file, so that a run can be interrupted, or add codecs.
 """
 
@@ -12,22 +12,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.lines import Line2D
 
 import mcq
 import mcq_llm
+from mcq_llm.blocks import find_blocks, get_weight
 from mcq_llm.config import Budget
 from mcq_llm.divergence import compare
 from mcq_llm.memory import return_freed_memory
 from mcq_llm.overrides import Override
-from mcq_llm.plan import mean_bits
+from mcq_llm.plan import Layer, mean_bits, planned
 from mcq_llm.prepare import prepare
 from mcq_llm.run import write
 from mcq_llm.setting import Setting
 
 CODECS = {
-    "additive": "codec:additive",
-    "residual": "codec:residual",
+    "additive": "codec:additive,dtype:int8",
+    "residual": "codec:residual,dtype:int8",
+    "shell, rotated": "codec:shell,rotate:1",
+    "shell": "codec:shell",
+    "pyramid, rotated": "codec:pyramid,rotate:1",
+    "pyramid": "codec:pyramid",
     "grid": "codec:grid",
     "companded": "codec:companded",
     "GPTQ": "codec:scalar",
@@ -35,7 +41,7 @@ CODECS = {
     "round to nearest": "codec:scalar,feedback:0",
 }
 BITS = (2.25, 2.5, 3.0, 3.25, 4.0)
-COLOURS = ("#0b5394", "#d9730d", "#2e7d32", "#a61c3c", "#6a4c93", "#00838f", "#5f6368", "#b8860b", "#c2185b")
+COLOURS = plt.get_cmap("tab20").colors
 
 
 @dataclass(frozen=True)
@@ -68,21 +74,27 @@ class Bench:
         self.calibration = options.calibration.read_text(encoding="utf-8")
         self.evaluation = options.evaluation.read_text(encoding="utf-8")
         self.original, self.tokenizer = mcq_llm.load(options.model)
+        blocks = find_blocks(self.original)
+        layers = [pair for index in range(len(blocks.modules)) for pair in blocks.layers(index).items()]
+        self.shapes = {name: get_weight(layer).shape for name, layer in layers}
 
     def base(self, setting: Setting) -> mcq_llm.Options:
         """Return the options of a run with one setting."""
         return mcq_llm.Options(setting, tokens=self.options.tokens, window=self.options.window, format="mcq")
 
     def choose(self, setting: Setting, bits: float) -> tuple[Setting, float] | None:
-        """Return the best shared setting within `bits`, and the bits that it takes."""
-        options = replace(self.base(setting), budget=self.budget(bits))
-        found = prepare(self.options.model, self.calibration, options, cache=self.options.cache / str(setting))
-        assert found.allocation is not None
-        if found.allocation.uniform is None:
-            return None
-        shared = found.allocation.uniform.setting
-        plan = prepare(self.options.model, self.calibration, self.base(shared)).plan
-        return shared, mean_bits(plan)[1]
+        """Return the setting within `bits` that is best on normal entries, and the bits that it takes."""
+        rng = np.random.default_rng(0)
+        curve = setting.curve(rng.standard_normal((256, 512), np.float32), mcq.Gram(np.eye(512)))
+        costs = {candidate: mean_bits(self.plan(candidate))[1] for candidate in curve}
+        fitting = [candidate for candidate in curve if costs[candidate] <= bits]
+        best = min(fitting, key=lambda candidate: curve[candidate], default=None)
+        return None if best is None else (best, costs[best])
+
+    def plan(self, setting: Setting) -> list[Layer]:
+        """Return the plan of a run with one setting."""
+        options = self.base(setting)
+        return [planned(name, *shape, setting, options) for name, shape in self.shapes.items()]
 
     def budget(self, bits: float) -> Budget:
         """Return what layers are to share."""
@@ -158,6 +170,7 @@ def main() -> None:
         "--cache", type=Path, default=Path("codecs-measured"), help="folder of what allocations measure"
     )
     parser.add_argument("--plot", type=Path, default=Path("codecs.svg"))
+    parser.add_argument("--allocate", choices=("also", "never"), default="also", help="settings of their own, too")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     return_freed_memory()
@@ -176,13 +189,10 @@ def main() -> None:
         for codec in options.codecs:
             changed = Override.parse(f".={CODECS[codec]}").apply(mcq_llm.AdditiveSetting())
             assert changed is not None
-            try:
-                chosen = bench.choose(changed, bits)
-            except mcq.ConfigError:
-                continue  # not with so few bits
+            chosen = bench.choose(changed, bits)
             if chosen is None:
-                continue
-            for allocate in (False, True):
+                continue  # not with so few bits
+            for allocate in (False, True)[: 1 + (options.allocate == "also")]:
                 if (codec, bits, allocate) not in done:
                     row = bench.measure(codec, changed, chosen[1]) if allocate else bench.measure(codec, chosen[0])
                     done[codec, bits, allocate] = row
