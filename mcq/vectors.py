@@ -44,6 +44,8 @@ SHRINKING_ROUNDS = 6
 SHRINKAGE = 4
 #: Steps of conjugate gradients in a refit that shrinks.
 SHRINKING_STEPS = 12
+#: Of k-means in each of the growing dimensions of a residual start.
+GROWTH_ITERATIONS = 4
 #: Of the beam that codes rows.
 BEAM_WIDTH = 16
 #: Least variance that a shrinkage refers to, as a fraction of the mean one.
@@ -104,7 +106,7 @@ def product_start(x: Floats, num_codebooks: int, num_entries: int, rng: np.rando
 
 def residual_start(x: Floats, num_codebooks: int, num_entries: int, rng: np.random.Generator) -> Floats:
     """Return codebooks (M, K, d), each the k-means centres of what those before it leave."""
-    return progressive_residual_kmeans(x, num_codebooks, num_entries, KMEANS_ITERATIONS, rng)
+    return progressive_residual_kmeans(x, num_codebooks, num_entries, GROWTH_ITERATIONS, rng)
 
 
 def shrunk(x: Floats, codes: Words, codebooks: Floats) -> Floats:

@@ -1,7 +1,15 @@
 """Multi-codebook quantization of language models: load, calibrate, quantize, export, evaluate."""
 
-from mcq_llm.codecs import AdditiveSetting, ResidualSetting
-from mcq_llm.config import Options
+from mcq_llm.codecs import (
+    AdditiveSetting,
+    CompandedSetting,
+    GridSetting,
+    PyramidSetting,
+    ResidualSetting,
+    ScalarSetting,
+    ShellSetting,
+)
+from mcq_llm.config import Budget, Options
 from mcq_llm.evaluate import evaluate
 from mcq_llm.load import load, load_dense
 from mcq_llm.overrides import Override
@@ -10,10 +18,16 @@ from mcq_llm.setting import Setting
 
 __all__ = [
     "AdditiveSetting",
+    "Budget",
+    "CompandedSetting",
+    "GridSetting",
     "Options",
     "Override",
+    "PyramidSetting",
     "ResidualSetting",
+    "ScalarSetting",
     "Setting",
+    "ShellSetting",
     "evaluate",
     "load",
     "load_dense",

@@ -43,6 +43,7 @@ def quantize_command(
     rotate: Annotated[bool, typer.Option("--rotate", help="Rotate the rows of weights before they are coded.")] = False,
     codebooks: Annotated[int | None, typer.Option(help="Number of codebooks, instead of what --bits says.")] = None,
     codebook_bits: Annotated[int | None, typer.Option(help="Bits per code, instead of 8.")] = None,
+    codebook_dtype: Annotated[str | None, typer.Option(help="float16, or int8, which takes half.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Inputs per group, instead of 8.")] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="UTF-8 text file; default: Python's own documentation.")
@@ -99,7 +100,13 @@ def quantize_command(
     elif allocate or not kind.reaches(bits):
         budget = Budget(bits=bits, sensitivity=sensitivity, tie=tie)
     standard = kind() if budget else kind.of_bits(bits)
-    details = {"codebooks": codebooks, "bits": codebook_bits, "group": group_size, "rotate": rotate or None}
+    details: dict[str, int | str | None] = {
+        "codebooks": codebooks,
+        "bits": codebook_bits,
+        "group": group_size,
+        "dtype": codebook_dtype,
+        "rotate": rotate or None,
+    }
     options = Options(
         setting=changed(standard, {name: value for name, value in details.items() if value is not None}),
         overrides=tuple(Override.parse(text) for text in override or []),

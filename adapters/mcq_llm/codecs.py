@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from typing import ClassVar, Literal, Self, get_args
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 import mcq
 from mcq import rate
 from mcq.errors import ConfigError
+from mcq.storage import CODEBOOK_DTYPES, CodebookDtype
 from mcq.validate import in_range, one_of
 from mcq_llm.setting import TINY, Setting
 
@@ -42,6 +45,8 @@ class AdditiveSetting(Setting):
         Number of neighbouring inputs g that one tuple of codes describes.
     scale : {"none", "row", "group"}
         What shares one float16 scale.
+    dtype : {"float16", "int8"}
+        Of the codebooks as they are stored; int8 saves bits in small layers, and cannot be tuned or written for AQLM.
     """
 
     codec = "additive"
@@ -51,15 +56,17 @@ class AdditiveSetting(Setting):
     bits: int = 8
     group: int = 8
     scale: Scale = "row"
+    dtype: CodebookDtype = "float16"
 
     def __post_init__(self) -> None:
+        one_of(self.dtype, CODEBOOK_DTYPES, "dtype")
         in_range(self.codebooks, 1, 16, "codebooks")
         in_range(self.bits, 1, 16, "bits per code")
         in_range(self.group, 1, None, "group size")
         one_of(self.scale, SCALES, "scale")
 
     def plain(self) -> mcq.AdditiveQuantizer:  # noqa: D102
-        return self.kind(self.codebooks, self.bits, self.group, self.scale)
+        return self.kind(self.codebooks, self.bits, self.group, self.scale, codebook_dtype=self.dtype)
 
     @classmethod
     def of_bits(cls, bits: float) -> Self:  # noqa: D102
@@ -104,7 +111,7 @@ class AdditiveSetting(Setting):
 
     @property
     def has_scales(self) -> bool:  # noqa: D102
-        return self.scale != "none" and not self.rotate
+        return self.scale != "none" and self.dtype == "float16" and not self.rotate
 
     def cost(self, rows: int, columns: int) -> mcq.Bits:  # noqa: D102
         row = self.codebooks * self.groups(columns) * self.bits
@@ -116,7 +123,8 @@ class AdditiveSetting(Setting):
 
     def __str__(self) -> str:
         scale = "" if self.scale == "row" else f" {self.scale} scale"
-        return f"{self.codebooks}x{self.bits} g{self.group}{scale}{_rotated(self)}"
+        dtype = "" if self.dtype == "float16" else f" {self.dtype}"
+        return f"{self.codebooks}x{self.bits} g{self.group}{scale}{dtype}{_rotated(self)}"
 
 
 def _between(logs: Mapping[int, NDArray[np.float64]], setting: AdditiveSetting) -> float:
@@ -145,6 +153,70 @@ class ResidualSetting(AdditiveSetting):
 
     def __str__(self) -> str:
         return f"residual {super().__str__()}"
+
+
+@dataclass(frozen=True)
+class GainShapeSetting(Setting):
+    """Gains times points of an implicit codebook, for any rate; only gains and scales are stored beside the codes.
+
+    Attributes
+    ----------
+    bits : float
+        Bits per weight, without the scales of the rows; the codes that come closest from below are taken.
+    group : int
+        Number of neighbouring inputs that one code describes.
+    scale : {"none", "row"}
+    """
+
+    kind: ClassVar[type[mcq.PyramidQuantizer] | type[mcq.ShellQuantizer]]
+
+    bits: float = 2.0
+    group: int = 16
+    scale: Literal["none", "row"] = "row"
+
+    def __post_init__(self) -> None:
+        in_range(self.bits, 0.0, None, "bits per weight")
+        in_range(self.group, 1, None, "group size")
+        one_of(self.scale, ("none", "row"), "scale")
+
+    def plain(self) -> mcq.Quantizer:  # noqa: D102
+        return copy.deepcopy(_of_rate(self.kind, self.bits, self.group, self.scale))  # each layer has one of its own
+
+    @classmethod
+    def of_bits(cls, bits: float) -> Self:  # noqa: D102
+        return cls(bits)
+
+    def candidates(self) -> list[Setting]:
+        """Return 1 to 5 bits in steps of an eighth, in half the group where one of a whole is beyond 64 bits."""
+        rates = [eighths / 8 for eighths in range(8, 41)]
+        return [replace(self, bits=r, group=self.group if r * self.group <= 64 else self.group // 2) for r in rates]
+
+    def __str__(self) -> str:
+        scale = "" if self.scale == "row" else " no scale"
+        return f"{self.codec} {self.bits:g} g{self.group}{scale}{_rotated(self)}"
+
+
+@cache
+def _of_rate(
+    kind: type[mcq.PyramidQuantizer] | type[mcq.ShellQuantizer], bits: float, group: int, scale: Literal["none", "row"]
+) -> mcq.Quantizer:
+    return kind.of_rate(bits, group, scale)
+
+
+@dataclass(frozen=True)
+class PyramidSetting(GainShapeSetting):
+    """Pyramid codes: points of equal sum of magnitudes, for weights with heavy tails."""
+
+    codec = "pyramid"
+    kind = mcq.PyramidQuantizer
+
+
+@dataclass(frozen=True)
+class ShellSetting(GainShapeSetting):
+    """Shell codes: integer points of equal length, for weights that are nearly normal."""
+
+    codec = "shell"
+    kind = mcq.ShellQuantizer
 
 
 @dataclass(frozen=True)
@@ -280,6 +352,8 @@ def _rotated(setting: Setting) -> str:
 KINDS: tuple[type[Setting], ...] = (
     AdditiveSetting,
     ResidualSetting,
+    PyramidSetting,
+    ShellSetting,
     CompandedSetting,
     ScalarSetting,
     GridSetting,

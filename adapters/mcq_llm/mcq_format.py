@@ -156,6 +156,8 @@ class McqLayer:
         if not isinstance(self.quantizer, mcq.AdditiveQuantizer) or self.codes.scales is None:
             return None
         config = self.quantizer.config
+        if config.codebook_dtype != "float16":
+            return None
         setting = AdditiveSetting(
             config.num_codebooks, config.codebook_bits, self.quantizer.codebooks.shape[2], config.scale
         )

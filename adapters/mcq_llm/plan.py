@@ -162,14 +162,14 @@ def require_aqlm(plan: Sequence[Layer], blocks: Blocks) -> list[str]:
     modules = dict(blocks.modules.named_modules(prefix=blocks.name))
     named = [layer.name for layer in layers if layer.name in modules]  # all but experts that loading took apart
     foreign = [name for name in named if not isinstance(modules[name], nn.Linear)]
-    additive = [
-        layer.setting for layer in layers if type(layer.setting) is AdditiveSetting and not layer.setting.rotate
-    ]
+    additive = [layer.setting for layer in layers if type(layer.setting) is AdditiveSetting]
     experts = fused_experts(blocks.modules)
     reasons = []
     if len(additive) < len(layers):
         others = sorted({setting.codec for setting in settings} - {"additive"})
         reasons.append(f"it holds additive codes, not {' or '.join(others)} ones")
+    if any(setting.rotate or setting.dtype != "float16" for setting in additive):
+        reasons.append("its rows are not rotated, and its codebooks are float16")
     if len(settings) > 1:
         reasons.append(f"it has one setting for the whole model, got {', '.join(sorted(map(str, settings)))}")
     if any(setting.scale == "group" for setting in additive):

@@ -37,7 +37,7 @@ def test_bad_overrides_say_what_is_wrong(text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("books:3", "additive codes have the options rotate, codebooks, bits, group, scale, got 'books'"),
+        ("books:3", "additive codes have the options rotate, codebooks, bits, group, scale, dtype, got 'books'"),
         ("codebooks:many", "codebooks must be an integer .* got 'many'"),
         ("codebooks:1.5", "codebooks must be an integer .* got 1.5"),
         ("scale:column", "'none', 'row', 'group'"),
