@@ -243,6 +243,7 @@ class GainShapeQuantizer(Quantizer):
             for _ in range(self.config.search_steps if problem.metric.couples else 0):
                 scale = stored_scale(self._refit_scale(search, table, scale))
                 search.improve(table, scale)
+            scale = stored_scale(self._refit_scale(search, table, scale))
             parts.append(self._pack(search, scale, np.shape(x)[1]))
         return Codes.concatenate(parts)
 
