@@ -34,6 +34,7 @@ QUANTIZERS: dict[str, Any] = {
     "product": mcq.ProductQuantizer,
     "pyramid": mcq.PyramidQuantizer.of_rate,
     "shell": mcq.ShellQuantizer.of_rate,
+    "companded": mcq.CompandedQuantizer,
 }
 #: What `mcq fit` takes for a kind of quantizer where nothing is said; what is not here is no option of it.
 LEARNED = {"codebook_bits": 8, "rounds": 8}
@@ -45,6 +46,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "product": LEARNED | {"num_codebooks": 1, "num_splits": 8, "rotation": "none"},
     "pyramid": LATTICE,
     "shell": LATTICE,
+    "companded": {"bits": 3.0, "group_size": 512},
 }
 
 app = typer.Typer(
@@ -88,16 +90,19 @@ def fit(
     matrix: Matrix,
     output: Output,
     quantizer: Annotated[
-        Literal["additive", "residual", "product", "pyramid", "shell"],
-        typer.Option(help="Kind; pyramids and shells have no codebooks."),
+        Literal["additive", "residual", "product", "pyramid", "shell", "companded"],
+        typer.Option(help="Kind; the last three have no codebooks."),
     ] = "additive",
     codebooks: Annotated[int | None, typer.Option(help="Codebooks, 1 to 64; default: 2, of product: 1.")] = None,
     codebook_bits: Annotated[int | None, typer.Option(help="Bits of a code, 1 to 16; default: 8.")] = None,
     bits: Annotated[
-        float | None, typer.Option(help="Most bits per entry, of pyramid and shell only; default: 2.")
+        float | None, typer.Option(help="Most bits per entry, of pyramid, shell and companded only; default: 2, 2, 3.")
     ] = None,
     group_size: Annotated[
-        int | None, typer.Option(help="Entries coded together, not of product; default: 8, of pyramid and shell: 16.")
+        int | None,
+        typer.Option(
+            help="Entries coded together, not of product; default: 8, of pyramid and shell 16; of companded rows, 512."
+        ),
     ] = None,
     scale: Annotated[
         Literal["none", "row", "group"] | None,
@@ -163,7 +168,8 @@ def decode(
 ) -> None:
     """Rebuild a matrix from its codes, float32 in a .npy file."""
     _use_threads(threads)
-    write_array(output, Quantizer.load(quantizer).decode(mcq.Codes.load(codes)))
+    fitted = Quantizer.load(quantizer)
+    write_array(output, fitted.decode(fitted.codes_type.load(codes)))
 
 
 @app.command()
@@ -175,10 +181,10 @@ def inspect(file: Annotated[Path, typer.Argument(help="Quantizer or codes.")]) -
         print(f"{key}: {value}")
     for name, array in arrays.items():
         print(f"{name}: {array.dtype} {array.shape}, {array.nbytes} bytes")
-    if kind == "codes":
-        codes = mcq.Codes.load(file)
+    if kind in ("codes", "scalar codes"):
+        codes = mcq.load(file)
         print(f"payload: {codes.bits().payload:.3f} bits per entry")
-        print(f"with row padding, scales and outliers: {codes.bits().all_in:.3f} bits per entry")
+        print(f"with row padding and all that rows have beside codes: {codes.bits().all_in:.3f} bits per entry")
         if (usage := report.usage(codes)) is not None:
             print(f"\n{usage}")
 

@@ -102,6 +102,7 @@ class CompandedQuantizer(Quantizer):
 
     kind = "companded"
     config_type = CompandedConfig
+    codes_type = ScalarCodes
     config: CompandedConfig
 
     def __init__(self, bits: float = 3.0, group_size: int = 512, grid: Grid = "best") -> None:

@@ -68,6 +68,8 @@ class OutlierQuantizer(Quantizer):
     ------
     ConfigError
         If `fraction` is not from 0 to 1.
+    InputError
+        If the codes of `inner` have no place for outliers.
 
     Notes
     -----
@@ -95,6 +97,8 @@ class OutlierQuantizer(Quantizer):
     config: OutlierConfig
 
     def __init__(self, inner: Quantizer, fraction: float = 0.005) -> None:
+        if inner.codes_type is not Codes or isinstance(inner, OutlierQuantizer):
+            raise InputError(f"inner must be a quantizer with codes of one width and no outliers, got {inner}")
         super().__init__(OutlierConfig(inner.kind, dataclasses.asdict(inner.config), fraction))
         self.inner = inner
 

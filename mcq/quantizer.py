@@ -34,10 +34,13 @@ class Quantizer(ABC):
         All options, JSON-able and versioned.
     arrays : dict of str to array
         All that was learned; empty before `fit`.
+    codes_type : type
+        What `encode` returns.
     """
 
     kind: ClassVar[str]
     config_type: ClassVar[type]
+    codes_type: type[Any] = Codes
 
     def __init__(self, config: Any) -> None:
         self.config = config

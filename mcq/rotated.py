@@ -101,7 +101,7 @@ class RotatedQuantizer(Quantizer):
         if one_of(unbiased, (False, True), "unbiased") and getattr(inner.config, "scale", None) != "row":
             raise ConfigError(f"unbiased=True needs an inner quantizer with scale='row', got {inner}")
         super().__init__(RotatedConfig(inner.kind, dataclasses.asdict(inner.config), unbiased))
-        self.inner = inner
+        self.inner, self.codes_type = inner, inner.codes_type
 
     def fit_normal(self, d: int, *, size: float = 1.0, seed: int = 0) -> Self:
         """Learn from normal entries, which any rows nearly have after a rotation, instead of data; return self.

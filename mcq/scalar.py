@@ -95,6 +95,7 @@ class ScalarQuantizer(Quantizer):
 
     kind = "scalar"
     config_type = ScalarConfig
+    codes_type = ScalarCodes
     config: ScalarConfig
 
     def __init__(self, bits: int = 3, group_size: int | None = 128, feedback: bool = True, clip: bool = False) -> None:

@@ -90,6 +90,18 @@ def test_quantizers_without_codebooks(run, folder, kind, more):
     np.testing.assert_array_equal(np.load(out), expected.decode(expected.encode(np.load(x))))
 
 
+def test_codes_of_many_widths(run, folder):
+    rows, out = np.random.default_rng(0).standard_normal((400, 32)).astype(np.float32), folder / "out.npy"
+    np.save(folder / "rows.npy", rows)
+    x, q, codes = (folder / name for name in ("rows.npy", "q.mcq", "codes.mcq"))
+    assert run("fit", x, "-o", q, "--quantizer", "companded", "--bits", "4", "--codes", codes)[0] == 0
+    assert run("decode", q, codes, "-o", out)[0] == 0
+    assert mcq.Identity().relative_error(rows, np.load(out)) < 0.03
+    status, printed = run("inspect", codes)[:2]
+    assert status == 0
+    assert "payload: 3." in printed
+
+
 def test_safetensors_are_read_by_name(folder):
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     file = str(folder / "some.safetensors")

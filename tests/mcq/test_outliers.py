@@ -22,6 +22,14 @@ INNERS = {
 }
 
 
+@pytest.mark.parametrize(
+    "inner", [mcq.ScalarQuantizer(), mcq.CompandedQuantizer(), mcq.OutlierQuantizer(INNERS["additive"]())]
+)
+def test_codes_without_a_place_for_outliers_are_refused(inner):
+    with pytest.raises(mcq.InputError, match="codes of one width and no outliers"):
+        mcq.OutlierQuantizer(inner)
+
+
 def spiky(n=200, d=48):
     """Normal rows with one entry in fifty ten times as large."""
     rng = np.random.default_rng(1)
