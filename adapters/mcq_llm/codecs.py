@@ -187,8 +187,8 @@ class GainShapeSetting(Setting):
         return cls(bits)
 
     def candidates(self) -> list[Setting]:
-        """Return 1 to 5 bits in steps of an eighth, in half the group where one of a whole is beyond 64 bits."""
-        rates = [eighths / 8 for eighths in range(8, 41)]
+        """Return 1 to 5 bits in steps of a quarter, in half the group where a whole one is beyond 64 bits."""
+        rates = [quarters / 4 for quarters in range(4, 21)]
         return [replace(self, bits=r, group=self.group if r * self.group <= 64 else self.group // 2) for r in rates]
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ SAMPLE_ROWS = (8, 24)
 #: Rows of a layer that its curve is measured on.
 CURVE_ROWS = 128
 #: Candidates that are measured for a curve.
-CURVE_PROBES = 9
+CURVE_PROBES = 5
 TINY = 1e-12
 
 
