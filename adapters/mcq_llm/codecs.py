@@ -220,6 +220,56 @@ class ShellSetting(GainShapeSetting):
 
 
 @dataclass(frozen=True)
+class LatticeSetting(Setting):
+    """Whatever loses least in each layer: pyramids or shells, of weights as they are or rotated.
+
+    Stands for the settings that an allocation chooses from; no layer has it itself.
+    """
+
+    codec = "lattice"
+
+    def __post_init__(self) -> None:
+        if self.rotate:
+            raise ConfigError("lattice codes rotate the layers where it pays; leave out --rotate")
+
+    def plain(self) -> mcq.Quantizer:
+        """Refuse: there is a quantizer only for what is chosen."""
+        raise ConfigError("lattice codes are chosen layer by layer; give --allocate or a fraction of a bit, or --size")
+
+    @classmethod
+    def of_bits(cls, bits: float) -> Self:  # noqa: D102
+        return cls()
+
+    @classmethod
+    def reaches(cls, bits: float) -> bool:  # noqa: D102
+        return False
+
+    def cost(self, rows: int, columns: int) -> mcq.Bits:
+        """Return the bits of the smallest candidate, until there is a choice."""
+        return self.candidates()[0].cost(rows, columns)
+
+    def _families(self) -> list[Setting]:
+        return [kind(rotate=rotate) for kind in (PyramidSetting, ShellSetting) for rotate in (False, True)]
+
+    def candidates(self) -> list[Setting]:
+        """Return those of pyramids and shells, without and with rotation."""
+        return [
+            setting
+            for settings in zip(*(f.candidates() for f in self._families()), strict=True)
+            for setting in settings
+        ]
+
+    def curve(self, weight: NDArray[np.float32], metric: mcq.Gram) -> dict[Setting, float]:
+        """Return the relative error that a layer will have with each of the candidates."""
+        curves = [family.curve(weight, metric) for family in self._families()]
+        found = {setting: error for curve in curves for setting, error in curve.items()}
+        return {setting: found[setting] for setting in self.candidates()}
+
+    def __str__(self) -> str:
+        return "lattice"
+
+
+@dataclass(frozen=True)
 class CompandedSetting(Setting):
     """Scalar codes whose depth differs from group to group (CVXQ).
 
@@ -354,6 +404,7 @@ KINDS: tuple[type[Setting], ...] = (
     ResidualSetting,
     PyramidSetting,
     ShellSetting,
+    LatticeSetting,
     CompandedSetting,
     ScalarSetting,
     GridSetting,

@@ -15,7 +15,7 @@ from mcq_llm.allocate import allocated
 from mcq_llm.blocks import Blocks, find_blocks
 from mcq_llm.config import Options
 from mcq_llm.load import load, load_streamed, require_dense
-from mcq_llm.plan import Layer, make_plan, plan_table, predict_seconds, require_aqlm, require_mcq
+from mcq_llm.plan import Layer, make_plan, plan_table, predict_seconds, quantized, require_aqlm, require_mcq
 from mcq_llm.precision import resolve
 from mcq_llm.text import spread_windows, text_hash, tokenize
 from mcq_llm.world import ALONE, World
@@ -102,6 +102,8 @@ def prepare(
     allocation = None
     if options.budget is not None:
         plan, allocation = world.from_first(lambda: allocated(model, blocks, windows, options, plan, cache))
+    for setting in {layer.setting for layer in quantized(plan)}:
+        setting.quantizer()  # refuses options that do not go together
     if options.format == "aqlm":
         for warning in require_aqlm(plan, blocks):
             log.warning(warning)

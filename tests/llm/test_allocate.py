@@ -1,6 +1,7 @@
 """Budgets shared out among the layers, and what their errors count."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,16 @@ def test_a_budget_of_bits_is_met_and_not_exceeded(folders, text, codec, bits):
     assert 0.97 * bits < bits_of(prepared) <= bits
     assert all(layer.predicted is not None for layer in quantized(prepared.plan))
     assert len({layer.setting for layer in quantized(prepared.plan)}) > 1
+
+
+def test_each_layer_gets_the_lattice_that_suits_it(folders, text):
+    prepared = prepare(folders["llama"], text, options_of("lattice", bits=3.3))
+    assert 0.97 * 3.3 < bits_of(prepared) <= 3.3
+    chosen = {(layer.setting.codec, layer.setting.rotate) for layer in quantized(prepared.plan)}
+    assert len(chosen) > 1
+    assert {codec for codec, _ in chosen} <= {"pyramid", "shell"}
+    with pytest.raises(ConfigError, match="chosen layer by layer"):
+        prepare(folders["llama"], text, replace(options_of("lattice", bits=3.3), budget=None))
 
 
 def test_a_budget_of_bytes_is_that_of_the_files(folders, text, tmp_path):
