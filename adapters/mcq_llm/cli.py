@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -154,6 +155,10 @@ def eval_command(
     windows: Annotated[int | None, typer.Option(help="Number of windows, instead of the protocol's.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens per window, instead of the protocol's.")] = None,
     noise_floor: Annotated[bool, typer.Option(help="Also compare the reference with itself in bfloat16.")] = True,
+    activations: Annotated[
+        str | None, typer.Option(help="Also code the inputs of layers: pyramid:16,23,3 or shell:16,76,3 (see docs).")
+    ] = None,
+    rotate_activations: Annotated[bool, typer.Option(help="Rotate these inputs before they are coded.")] = True,
     tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval, separated by commas.")] = None,
     task_folder: Annotated[Path | None, typer.Option(help="Folder with further tasks of lm-eval.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples per task; default: all.")] = None,
@@ -162,6 +167,7 @@ def eval_command(
 ) -> None:
     """Measure perplexity, divergence from the original, and tasks; print the protocol with the numbers."""
     _set_up(threads)
+    from mcq_llm.activations import activation_quantizer, coded_activations
     from mcq_llm.divergence import compare
     from mcq_llm.evaluate import evaluate
     from mcq_llm.load import load_dense
@@ -175,17 +181,20 @@ def eval_command(
     names = find_tasks(tasks.split(","), task_folder) if tasks else []
     if json is not None and not json.parent.is_dir():
         raise InputError(f"the folder {json.parent} of --json must exist; make it, or name another file")
+    quantizer = None if activations is None else activation_quantizer(activations, rotate_activations)
     content = read_text(text)
     loaded, tokenizer = load_dense(model)
     comparison = None
-    if reference is None:
-        evaluation = evaluate(loaded, tokenizer, content, windows, window, protocol)
-    else:
-        original = load_dense(reference)
-        comparison = compare(loaded, tokenizer, *original, content, windows, window, protocol, noise_floor)
-        evaluation = comparison.model
-    scores = run_tasks(loaded, tokenizer, names, limit, task_folder) if names else None
-    results = Results(model, reference, evaluation, comparison, scores)
+    with nullcontext() if quantizer is None else coded_activations(loaded, quantizer) as tally:
+        if reference is None:
+            evaluation = evaluate(loaded, tokenizer, content, windows, window, protocol)
+        else:
+            original = load_dense(reference)
+            comparison = compare(loaded, tokenizer, *original, content, windows, window, protocol, noise_floor)
+            evaluation = comparison.model
+        scores = run_tasks(loaded, tokenizer, names, limit, task_folder) if names else None
+    rates = None if tally is None else tally.rates(model)
+    results = Results(model, reference, evaluation, comparison, scores, rates)
     typer.echo(results)
     if json is not None:
         results.save(json)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mcq.errors import FormatError, InputError
+from mcq_llm.activations import Rates
 from mcq_llm.divergence import Comparison
 from mcq_llm.evaluate import Evaluation
 from mcq_llm.tasks import TaskScores
@@ -28,6 +29,8 @@ class Results:
     comparison : Comparison or None
         With the original; its ``model`` is `evaluation`.
     tasks : TaskScores or None
+    rates : Rates or None
+        If activations were coded, too.
     """
 
     model: str
@@ -35,9 +38,10 @@ class Results:
     evaluation: Evaluation
     comparison: Comparison | None = None
     tasks: TaskScores | None = None
+    rates: Rates | None = None
 
     def __str__(self) -> str:
-        parts = [self.comparison or self.evaluation, self.tasks]
+        parts = [self.comparison or self.evaluation, self.rates, self.tasks]
         return "\n\n".join(str(part) for part in parts if part is not None)
 
     def save(self, path: Path) -> None:
