@@ -45,7 +45,11 @@ def test_a_budget_of_bits_is_met_and_not_exceeded(folders, text, codec, bits):
     assert len({layer.setting for layer in quantized(prepared.plan)}) > 1
 
 
-def test_each_layer_gets_the_lattice_that_suits_it(folders, text):
+def test_each_layer_gets_the_lattice_that_suits_it(folders, text, monkeypatch):
+    monkeypatch.setattr(
+        "mcq_llm.codecs.GainShapeSetting.candidates",
+        lambda setting: [replace(setting, bits=bits, group=8) for bits in (2.0, 3.0, 4.0)],
+    )
     prepared = prepare(folders["llama"], text, options_of("lattice", bits=3.3))
     assert 0.97 * 3.3 < bits_of(prepared) <= 3.3
     chosen = {(layer.setting.codec, layer.setting.rotate) for layer in quantized(prepared.plan)}
