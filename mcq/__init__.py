@@ -30,6 +30,7 @@ from mcq.residual import ResidualQuantizer
 from mcq.rotated import RotatedQuantizer
 from mcq.scalar import ScalarQuantizer
 from mcq.scalar_codes import ScalarCodes
+from mcq.score_aware import ScoreAware
 from mcq.shell import ShellQuantizer
 from mcq.transforms import Composition, Hadamard, Permutation, Scaling, Transform
 
@@ -68,6 +69,7 @@ __all__ = [
     "ScalarCodes",
     "ScalarQuantizer",
     "Scaling",
+    "ScoreAware",
     "ShellQuantizer",
     "Transform",
     "Unit",

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mcq import io, vectors
+from mcq import io, score_aware, vectors
 from mcq.codebooks import refit, start_codebooks
 from mcq.codes import Codes
 from mcq.encoders.local_search import Search
-from mcq.encoders.tables import Step, TableSearch, plan, tables_fit
+from mcq.encoders.tables import ScoreSearch, Step, TableSearch, plan, tables_fit
 from mcq.errors import InputError
 from mcq.metric import Identity, Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array, require_no_outliers
 from mcq.scales import Scale, refit_scale, start_scale, stored_scale
+from mcq.score_aware import ScoreAware
 from mcq.storage import CODEBOOK_DTYPES, CodebookDtype, as_stored, stored_codebooks
 from mcq.validate import in_range, one_of
 from mcq_ext import cpu
@@ -270,13 +271,25 @@ class AdditiveQuantizer(Quantizer):
         """Return codebooks as they are stored, and codes and scales chosen for exactly these."""
         config = self.config
         if self._is_of_vectors(problem):
+            sizes, weighs = (config.num_codebooks, config.num_entries), isinstance(problem.metric, ScoreAware)
+            total = config.rounds * (2 if weighs else 1) + 1
             codebooks, codes = vectors.learn(
-                problem, config.num_codebooks, config.num_entries, config.rounds, rng, progress
+                replace(problem, metric=Identity()), *sizes, config.rounds, rng, lambda done, _: progress(done, total)
             )
+            if isinstance(problem.metric, ScoreAware):
+                codebooks, codes = score_aware.learn(
+                    problem,
+                    problem.metric.eta,
+                    codebooks,
+                    codes,
+                    config.rounds,
+                    rng,
+                    lambda done, _: progress(config.rounds + done, total),
+                )
             stored = as_stored(codebooks, config.codebook_dtype)
-            tables = TableSearch(stored.astype(np.float32))
-            codes = tables.choose(problem.x, config.beam_width, self._steps(), codes)
-            progress(config.rounds + 1, config.rounds + 1)
+            tables, steps = self._tables(problem, stored.astype(np.float32))
+            codes = tables.choose(problem.x, config.beam_width, steps, codes)
+            progress(total, total)
             return stored, codes[:, None], scale
         codebooks = start_codebooks(problem, scale, config.num_codebooks, config.num_entries, rng)
         search = Search(problem, config.num_codebooks, config.num_entries, config.beam_width)
@@ -290,7 +303,7 @@ class AdditiveQuantizer(Quantizer):
         """Return what chooses codes, and scales as they are stored, for problems like this one, whatever their rows."""
         config = self.config
         if self._is_of_vectors(problem):
-            tables, steps = TableSearch(codebooks), self._steps()
+            tables, steps = self._tables(problem, codebooks)
             return lambda part: (
                 tables.choose(part.x, config.beam_width, steps)[:, None],
                 start_scale(part, config.scale),
@@ -301,17 +314,20 @@ class AdditiveQuantizer(Quantizer):
         """Return whether all rows share one set of tables, which are worth having and not too large."""
         config = self.config
         fits = config.num_codebooks > 2 and tables_fit(config.num_codebooks, config.num_entries)
-        return fits and self._is_plain(problem)
+        return fits and self._is_plain(problem, (Identity, ScoreAware))
 
-    def _is_plain(self, problem: Problem) -> bool:
-        """Return whether rows are whole vectors, not short, without scales, under the identity."""
+    def _is_plain(self, problem: Problem, metrics: tuple[type[Metric], ...] = (Identity,)) -> bool:
+        """Return whether rows are whole vectors, not short, without scales, under one of the `metrics`."""
         whole = problem.num_groups == 1 and problem.group_size >= LEAST_VECTOR
-        return whole and isinstance(problem.metric, Identity) and self.config.scale == "none"
+        return whole and isinstance(problem.metric, metrics) and self.config.scale == "none"
 
-    def _steps(self) -> list[Step]:
-        """Return the steps of a search; they are part of the quantizer and do not depend on the seed of a fit."""
-        config = self.config
-        return plan(config.num_codebooks, config.num_entries, config.search_steps, np.random.default_rng(0))
+    def _tables(self, problem: Problem, codebooks: Floats) -> tuple[TableSearch, list[Step]]:
+        """Return a search and its steps, which are part of the quantizer and do not depend on the seed of a fit."""
+        config, metric, rng = self.config, problem.metric, np.random.default_rng(0)
+        sizes = config.num_codebooks, config.num_entries, config.search_steps
+        if isinstance(metric, ScoreAware):
+            return ScoreSearch(codebooks, metric.eta), plan(*sizes, rng, alone=True)
+        return TableSearch(codebooks), plan(*sizes, rng)
 
     @property
     def _group_size(self) -> int:

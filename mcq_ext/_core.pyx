@@ -68,6 +68,8 @@ cdef extern from "mcq_kernels.h" nogil:
                           size_t, size_t, size_t, size_t, size_t, size_t) noexcept nogil
         void (*table_beam)(const mcq_tables *, const float *, uint16_t *, float *, size_t, size_t) noexcept nogil
         void (*table_moves)(const mcq_tables *, const float *, uint16_t *, float *, float *, size_t) noexcept nogil
+        void (*score_moves)(const mcq_tables *, const float *, const float *, const float *, float, uint16_t *, float *,
+                            float *, size_t) noexcept nogil
         void (*decode)(const uint16_t *, const float *, const float *, ptrdiff_t, ptrdiff_t, float *, size_t, size_t,
                        size_t, size_t, size_t) noexcept nogil
         void (*scatter_add)(const uint16_t *, const float *, const float *, ptrdiff_t, ptrdiff_t, double *, size_t,
@@ -206,6 +208,21 @@ def table_moves(const float[:, :, ::1] unary, const float[:, :, :, ::1] pair, co
     tables.moves = &moves[0, 0] if moves.shape[0] else NULL
     with nogil:
         kernels.table_moves(&tables, &unary[0, 0, 0], &codes[0, 0], &cost[0], &scratch[0], unary.shape[0])
+
+
+def score_moves(const float[:, :, ::1] unary, const float[:, :, ::1] along, const float[::1] length, float extra,
+                const float[:, :, :, ::1] pair, const uint8_t[:, ::1] moves, uint16_t[:, ::1] codes, float[::1] cost,
+                float[::1] scratch):
+    cdef mcq_tables tables
+    tables.M = unary.shape[1]
+    tables.K = pair.shape[2]
+    tables.K_pad = unary.shape[2]
+    tables.pair = &pair[0, 0, 0, 0]
+    tables.num_moves = moves.shape[0]
+    tables.moves = &moves[0, 0] if moves.shape[0] else NULL
+    with nogil:
+        kernels.score_moves(&tables, &unary[0, 0, 0], &along[0, 0, 0], &length[0], extra, &codes[0, 0], &cost[0],
+                            &scratch[0], unary.shape[0])
 
 
 def decode(const uint16_t[:, :, ::1] codes, const float[:, :, ::1] codebooks, const float[:, :] scale, float[:, ::1] out):

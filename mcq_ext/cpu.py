@@ -273,6 +273,45 @@ def table_moves(unary: Floats, pair: Floats, moves: NDArray[np.uint8], codes: Wo
     return cost
 
 
+def score_moves(
+    unary: Floats,
+    along: Floats,
+    length: Floats,
+    extra: float,
+    pair: Floats,
+    moves: NDArray[np.uint8],
+    codes: Words,
+) -> Floats:
+    """Improve codes (n, M), in place, where the squared error along each row counts 1 + extra times.
+
+    Parameters
+    ----------
+    unary : array of shape (n, M, K')
+    along : array of shape (n, M, K')
+        The part of each entry along the row: its inner product with the row, divided by the row's length.
+    length : array of shape (n,)
+    extra : float
+    pair : array of shape (2, M (M - 1) / 2, K, K')
+        Of `shared_tables`.
+    moves : array of shape (num_moves, 2)
+        Codebooks that are chosen, one at a time and in this order: both numbers of a move are equal.
+    codes : array of shape (n, M)
+
+    Returns
+    -------
+    array of shape (n,)
+        Costs: those of `table_moves`, and extra times the squared error along the row.
+    """
+    cost = np.empty(len(unary), np.float32)
+
+    def rows(i: int, j: int) -> None:
+        scratch = empty(unary.shape[2])
+        _core.score_moves(unary[i:j], along[i:j], length[i:j], extra, pair, moves, codes[i:j], cost[i:j], scratch)
+
+    split(rows, len(unary))
+    return cost
+
+
 def decode(codes: Words, codebooks: Floats, scale: Floats) -> Floats:
     """Return (n, G * g): sums of entries chosen by `codes` (n, G, M) times `scale` (n, G, may be broadcast)."""
     n, groups, _ = codes.shape

@@ -309,24 +309,78 @@ def table_moves(unary: Floats, pair: Floats, moves: NDArray[np.uint8], codes: Wo
         Codebooks that are chosen jointly, the lower one first, in this order; equal numbers mean that codebook alone.
     codes : array of shape (n, M)
     """
-    rows, k = np.arange(len(unary)), pair.shape[2]
-
-    def given(m: int, free: tuple[int, int]) -> Floats:
-        """Return the costs (n, K) of the entries of codebook m, given those of all others that are not free."""
-        costs = unary[:, m, :k].copy()
-        for o in range(unary.shape[1]):
-            if o not in free:
-                low, high = min(o, m), max(o, m)
-                costs += pair[int(o > m), high * (high - 1) // 2 + low, codes[:, o], :k]
-        return costs
-
+    k = pair.shape[2]
     for first, second in moves.tolist():
         free = (first, second)
         if first == second:
-            codes[:, first] = given(first, free).argmin(1)
+            codes[:, first] = _conditional(unary, pair, codes, first, free).argmin(1)
         else:
-            table = pair[0, second * (second - 1) // 2 + first, :, :k]
-            codes[:, free], _ = pair_search(given(first, free), given(second, free), table)
+            a, b = (_conditional(unary, pair, codes, m, free) for m in free)
+            codes[:, free], _ = pair_search(a, b, pair[0, second * (second - 1) // 2 + first, :, :k])
+    return _table_cost(unary, pair, codes)
+
+
+def score_moves(
+    unary: Floats,
+    along: Floats,
+    length: Floats,
+    extra: float,
+    pair: Floats,
+    moves: NDArray[np.uint8],
+    codes: Words,
+) -> Floats:
+    """Improve codes (n, M), in place, where the squared error along each row counts 1 + extra times.
+
+    Parameters
+    ----------
+    unary : array of shape (n, M, K')
+    along : array of shape (n, M, K')
+        The part of each entry along the row: its inner product with the row, divided by the row's length.
+    length : array of shape (n,)
+    extra : float
+    pair : array of shape (2, M (M - 1) / 2, K, K')
+        Of `shared_tables`.
+    moves : array of shape (num_moves, 2)
+        Codebooks that are chosen, one at a time and in this order: both numbers of a move are equal.
+    codes : array of shape (n, M)
+
+    Returns
+    -------
+    array of shape (n,)
+        Costs: those of `table_moves`, and extra times the squared error along the row.
+    """
+    rows, k, weight = np.arange(len(unary)), pair.shape[2], np.float32(extra)
+
+    def error(free: int | None) -> Floats:
+        """Return what the codes have along the row beyond its length, one codebook left out."""
+        rest = -length
+        for m in range(unary.shape[1]):
+            if m != free:
+                rest = rest + along[rows, m, codes[:, m]]
+        return rest
+
+    for m, _ in moves.tolist():
+        own, rest = along[:, m, :k], error(m)[:, None]
+        costs = _conditional(unary, pair, codes, m, (m, m)) + weight * (own * (own + 2 * rest))
+        codes[:, m] = costs.argmin(1)
+    rest = error(None)
+    return _table_cost(unary, pair, codes) + weight * (rest * rest)
+
+
+def _conditional(unary: Floats, pair: Floats, codes: Words, m: int, free: tuple[int, int]) -> Floats:
+    """Return the costs (n, K) of the entries of codebook m, given those of all others that are not free."""
+    k = pair.shape[2]
+    costs = unary[:, m, :k].copy()
+    for o in range(unary.shape[1]):
+        if o not in free:
+            low, high = min(o, m), max(o, m)
+            costs += pair[int(o > m), high * (high - 1) // 2 + low, codes[:, o], :k]
+    return costs
+
+
+def _table_cost(unary: Floats, pair: Floats, codes: Words) -> Floats:
+    """Return the costs (n,) of codes."""
+    rows = np.arange(len(unary))
     cost = np.zeros(len(unary), np.float32)
     for m in range(unary.shape[1]):
         cost += unary[rows, m, codes[:, m]]

@@ -48,13 +48,13 @@ def tables_fit(num_codebooks: int, num_entries: int) -> bool:
     return num_codebooks * (num_codebooks - 1) * 4 * num_entries**2 <= MAX_PAIR_BYTES
 
 
-def plan(num_codebooks: int, num_entries: int, count: int, rng: np.random.Generator) -> list[Step]:
+def plan(num_codebooks: int, num_entries: int, count: int, rng: np.random.Generator, alone: bool = False) -> list[Step]:
     """Return so many steps; the first one shifts nothing.
 
     Each moves 2 (M - 1) random pairs, so that a codebook takes part in about four moves; codebooks of more than
-    `MAX_PAIRED` entries are chosen one at a time, each about twice.
+    `MAX_PAIRED` entries, or all if `alone`, are chosen one at a time, each about twice.
     """
-    if num_entries <= MAX_PAIRED:
+    if num_entries <= MAX_PAIRED and not alone:
         moves = [(a, b) for b in range(num_codebooks) for a in range(b)]
     else:
         moves = [(m, m) for m in range(num_codebooks)] * 2
@@ -92,11 +92,12 @@ class TableSearch:
         codes = np.empty((len(x), len(self.codebooks)), np.uint16)
         for start in range(0, len(x), self._rows):
             part = slice(start, start + self._rows)
-            unary = self._unary_table(x[part])
-            codes[part], cost = cpu.table_beam(unary, self._pair, beam_width)
+            tables = self._tables(x[part])
+            codes[part], _ = cpu.table_beam(tables[0], self._pair, beam_width)
+            cost = self._cost(tables, codes[part])
             if known is not None:
-                _take_cheaper(codes[part], cost, known[part], self._cost(unary, known[part]))
-            self._walk(unary, codes[part], cost, steps)
+                _take_cheaper(codes[part], cost, known[part], self._cost(tables, known[part]))
+            self._walk(tables, codes[part], cost, steps)
         return codes
 
     def loss(self, x: Floats, beam_width: int, steps: list[Step]) -> float:
@@ -109,23 +110,56 @@ class TableSearch:
         """Improve codes (n, M) by `steps`, in place; their cost never rises."""
         for start in range(0, len(x), self._rows):
             part = slice(start, start + self._rows)
-            unary = self._unary_table(x[part])
-            self._walk(unary, codes[part], self._cost(unary, codes[part]), steps)
+            tables = self._tables(x[part])
+            self._walk(tables, codes[part], self._cost(tables, codes[part]), steps)
 
-    def _walk(self, unary: Floats, codes: Words, cost: Floats, steps: list[Step]) -> None:
+    def _walk(self, tables: tuple[Floats, ...], codes: Words, cost: Floats, steps: list[Step]) -> None:
         for step in steps:
             trial = ((codes.astype(np.uint32) + step.shift) % self._pair.shape[2]).astype(np.uint16)
-            trial_cost = cpu.table_moves(unary, self._pair, step.moves, trial)
+            trial_cost = self._move(tables, step.moves, trial)
             _take_cheaper(codes, cost, trial, trial_cost)
 
-    def _cost(self, unary: Floats, codes: Words) -> Floats:
-        return cpu.table_moves(unary, self._pair, NO_MOVES, np.ascontiguousarray(codes))
+    def _cost(self, tables: tuple[Floats, ...], codes: Words) -> Floats:
+        return self._move(tables, NO_MOVES, np.ascontiguousarray(codes))
 
-    def _unary_table(self, x: Floats) -> Floats:
+    def _move(self, tables: tuple[Floats, ...], moves: NDArray[np.uint8], codes: Words) -> Floats:
+        """Move codes, in place, and return their costs; `tables` are those of the rows."""
+        return cpu.table_moves(tables[0], self._pair, moves, codes)
+
+    def _tables(self, x: Floats) -> tuple[Floats, ...]:
+        """Return what a search needs to know of rows: the unary table first."""
         table = np.empty((len(x), self._unary.shape[1]), np.float32)
         table[:] = self._unary[-1]
         cpu.matmul(x, self._unary[:-1], out=table, accumulate=True)
-        return table.reshape(len(x), len(self.codebooks), -1)
+        return (table.reshape(len(x), len(self.codebooks), -1),)
+
+
+class ScoreSearch(TableSearch):
+    """The same where the squared error along each row counts `eta` times (`mcq.score_aware`).
+
+    The beam knows nothing of it; moves, of one codebook at a time, are exact.
+
+    Parameters
+    ----------
+    codebooks : array of shape (M, K, d)
+    eta : float
+    """
+
+    def __init__(self, codebooks: Floats, eta: float) -> None:
+        super().__init__(codebooks)
+        self._extra = eta - 1
+
+    def _move(self, tables: tuple[Floats, ...], moves: NDArray[np.uint8], codes: Words) -> Floats:
+        unary, along, length = tables
+        return cpu.score_moves(unary, along, length, self._extra, self._pair, moves, codes)
+
+    def _tables(self, x: Floats) -> tuple[Floats, ...]:
+        (unary,) = super()._tables(x)
+        length = np.sqrt(np.einsum("nd,nd->n", x, x))
+        # c . x from |c|^2 - 2 c . x; padding becomes zero
+        along = self._unary[-1].reshape(unary.shape[1:]) - unary
+        along *= np.divide(0.5, length, out=np.zeros_like(length), where=length > 0)[:, None, None]
+        return unary, along, length
 
 
 def _take_cheaper(codes: Words, cost: Floats, others: Words, costs: Floats) -> None:

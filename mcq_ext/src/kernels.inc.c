@@ -25,6 +25,7 @@ const mcq_kernels MCQ_TABLE = {
     .beam_step = beam_step,
     .table_beam = table_beam,
     .table_moves = table_moves,
+    .score_moves = score_moves,
     .decode = decode,
     .scatter_add = scatter_add,
     .pack_bits = pack_bits,

@@ -113,6 +113,8 @@ typedef struct {
                        size_t width, size_t n);
     void (*table_moves)(const mcq_tables *tables, const float *unary_nMK, uint16_t *codes_nM, float *cost_n,
                         float *scratch, size_t n);
+    void (*score_moves)(const mcq_tables *tables, const float *unary_nMK, const float *along_nMK, const float *length_n,
+                        float extra, uint16_t *codes_nM, float *cost_n, float *scratch, size_t n);
 
     /* out_nd = scale * sum of entries, groups side by side. */
     void (*decode)(const uint16_t *codes_nGM, const float *codebooks_MKg, const float *scale, ptrdiff_t scale_row,

@@ -52,6 +52,15 @@ static uint16_t cheapest(const float *cost, size_t K, size_t K_pad)
     return 0;
 }
 
+/* What the codes of all codebooks but m, of all if m is M, have along the row beyond its length. */
+static float along_error(const mcq_tables *t, const float *along_MK, float length, const uint16_t *codes, size_t m)
+{
+    float rest = -length;
+    for (size_t o = 0; o < t->M; o++)
+        if (o != m) rest += along_MK[o * t->K_pad + codes[o]];
+    return rest;
+}
+
 static void table_move(const mcq_tables *t, const float *unary_nMK, uint16_t *codes_nM, size_t first, size_t second,
                        size_t n, float *scratch)
 {
@@ -90,6 +99,31 @@ static void table_moves(const mcq_tables *t, const float *unary_nMK, uint16_t *c
             table_move(t, unary, codes, t->moves[2 * move], t->moves[2 * move + 1], rows, scratch);
         for (size_t r = 0; r < rows; r++)
             cost_n[start + r] = table_cost(t, unary + r * t->M * t->K_pad, codes + r * t->M);
+    }
+}
+
+/* Moves of one codebook where the squared error along each row counts 1 + extra times. Entry k of a codebook adds
+ * extra (p^2 + 2 p (s - length)) to what it costs otherwise: p its own part along the row, s that of all other codebooks,
+ * length the row's. */
+static void score_moves(const mcq_tables *t, const float *unary_nMK, const float *along_nMK, const float *length_n,
+                        float extra, uint16_t *codes_nM, float *cost_n, float *scratch, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const float *unary = unary_nMK + i * t->M * t->K_pad, *along = along_nMK + i * t->M * t->K_pad;
+        uint16_t *codes = codes_nM + i * t->M;
+        for (size_t move = 0; move < t->num_moves; move++) {
+            size_t m = t->moves[2 * move];
+            float rest = along_error(t, along, length_n[i], codes, m);
+            const float *own = along + m * t->K_pad;
+            conditional(t, unary, codes, m, m, m, scratch);
+            for (size_t k = 0; k < t->K_pad; k += VL) {
+                vf p = vload(own + k);
+                vstore(scratch + k, vload(scratch + k) + vset1(extra) * (p * (p + vset1(2.0f * rest))));
+            }
+            codes[m] = cheapest(scratch, t->K, t->K_pad);
+        }
+        float rest = along_error(t, along, length_n[i], codes, t->M);
+        cost_n[i] = table_cost(t, unary, codes) + extra * (rest * rest);
     }
 }
 

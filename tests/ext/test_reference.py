@@ -143,6 +143,32 @@ def test_searches_on_shared_tables(assert_same, make, n, k, num_codebooks, width
     assert (moved <= before + 1e-4 * np.abs(before) + 1e-4).all()
 
 
+@given(generators(), st.sampled_from([1, 7, 8, 33]), ENTRIES, st.integers(1, 5), st.sampled_from([0.0, 0.5, 9.6]))
+def test_moves_that_weigh_the_error_along_each_row(assert_same, make, n, k, num_codebooks, extra):
+    x, codebooks = make(n, 5), make(num_codebooks, k, 5)
+    weights, pair = cpu.shared_tables(codebooks)
+    unary = cpu.matmul(np.c_[x, np.ones(n, np.float32)], weights).reshape(n, num_codebooks, -1)
+    length = np.sqrt((x**2).sum(1))
+    u = np.divide(x, length[:, None], out=np.zeros_like(x), where=length[:, None] > 0)
+    along = np.zeros_like(unary)
+    along[:, :, :k] = np.einsum("nd,mkd->nmk", u, codebooks)
+    moves = np.array([(m, m) for m in (0, 2, 1, 4, 3, 0) if m < num_codebooks], np.uint8)
+    start = random_codes(make, k, n, num_codebooks)
+
+    def improve(kernels):
+        codes = start.copy()
+        return codes, kernels.score_moves(unary, along, length, extra, pair, moves, codes)
+
+    codes, moved = assert_same(improve)
+    before = cpu.score_moves(unary, along, length, extra, pair, moves[:0], start.copy())
+    ones = np.ones((n, 1), np.float32)
+    for chosen, cost in ((start, before), (codes, moved)):
+        error = x - cpu.decode(np.ascontiguousarray(chosen[:, None]), codebooks, ones)
+        wanted = (error**2).sum(1) - (x**2).sum(1) + extra * (error * u).sum(1) ** 2
+        np.testing.assert_allclose(cost, wanted, rtol=1e-4, atol=2e-3)
+    assert (moved <= before + 1e-4 * np.abs(before) + 1e-3).all()
+
+
 def test_moves_in_large_shared_tables(assert_same):
     rng = np.random.default_rng(0)
     x, codebooks = (rng.standard_normal(shape).astype(np.float32) for shape in ((70, 3), (3, 600, 3)))

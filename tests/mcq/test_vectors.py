@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mcq
-from mcq import vectors
+from mcq import score_aware, vectors
 from mcq.encoders.tables import TableSearch, plan, tables_fit
 from mcq.problem import Problem
 from mcq_ext import cpu
@@ -235,3 +235,95 @@ def test_product_codes_of_other_options_are_refused():
     first, second = (mcq.ProductQuantizer(splits, 1, 4, rounds=1).fit(X[:200]) for splits in (4, 6))
     with pytest.raises(mcq.InputError, match="same options"):
         first.decode(second.encode(X[:5]))
+
+
+class TestScoreAware:
+    METRIC = mcq.ScoreAware(5.0)
+    ROWS = (X - 5).astype(np.float32)
+
+    def fitted(self, metric):
+        return mcq.AdditiveQuantizer(4, 4, group_size=None, rounds=3).fit(self.ROWS, metric)
+
+    def test_distortion_is_that_of_the_matrix_of_each_row(self):
+        x, x_hat = self.ROWS[:20].astype(np.float64), self.ROWS[20:40].astype(np.float64)
+        x[3] = 0
+        total = 0.0
+        for row, error in zip(x, x - x_hat, strict=True):
+            u = row / np.linalg.norm(row) if row.any() else row
+            total += error @ (np.eye(D) + 4 * np.outer(u, u)) @ error
+        assert self.METRIC.distortion(x, x_hat) == pytest.approx(total, rel=1e-5)
+        assert self.METRIC.relative_error(x, 0 * x) == 1
+        assert mcq.ScoreAware(1).distortion(x, x_hat) == pytest.approx(mcq.Identity().distortion(x, x_hat))
+
+    def test_a_fit_lowers_its_own_distortion(self):
+        aware, plain = self.fitted(self.METRIC), self.fitted(None)
+        for metric, better, worse in ((self.METRIC, aware, plain), (mcq.Identity(), plain, aware)):
+            errors = [
+                metric.distortion(HELD_OUT - 5, q.decode(q.encode(HELD_OUT - 5, metric))) for q in (better, worse)
+            ]
+            assert errors[0] < errors[1]
+
+    def test_codes_are_better_than_those_without_it(self):
+        quantizer = self.fitted(None)
+        with_it, without = (
+            self.METRIC.distortion(self.ROWS, quantizer.decode(quantizer.encode(self.ROWS, metric)))
+            for metric in (self.METRIC, None)
+        )
+        assert with_it < without
+
+    def test_equal_weights_are_the_identity(self):
+        quantizer = mcq.AdditiveQuantizer(4, 4, group_size=None, search_steps=0)
+        quantizer.arrays = self.fitted(None).arrays
+        assert quantizer.encode(self.ROWS, mcq.ScoreAware(1.0)) == quantizer.encode(self.ROWS)
+
+    def test_no_step_of_a_fit_raises_the_distortion(self):
+        problem = Problem.arrange(self.ROWS[:500], None, None)
+        rng = np.random.default_rng(0)
+        codebooks = rng.standard_normal((4, 16, D)).astype(np.float32) / 2
+        codes = rng.integers(16, size=(500, 4)).astype(np.uint16)
+
+        def distortion():
+            ones = np.ones((500, 1), np.float32)
+            return self.METRIC.distortion(problem.x, cpu.decode(np.ascontiguousarray(codes[:, None]), codebooks, ones))
+
+        values = [distortion()]
+        for _ in range(4):
+            codebooks, codes = score_aware.learn(problem, 5.0, codebooks, codes, 1, rng, lambda done, total: None)
+            values.append(distortion())
+        assert all(after <= before * (1 + 1e-5) for before, after in zip(values, values[1:], strict=False))
+        assert values[-1] < 0.5 * values[0]
+
+    def test_zero_rows_and_batches(self, monkeypatch):
+        rows = self.ROWS.copy()
+        rows[::7] = 0
+        quantizer = self.fitted(self.METRIC)
+        codes = quantizer.encode(rows, self.METRIC)
+        assert quantizer.encode(rows[100:333], self.METRIC) == codes[100:333]
+        monkeypatch.setattr("mcq.encoders.tables.UNARY_BYTES", 1 << 14)
+        assert quantizer.encode(rows, self.METRIC) == codes
+
+    @pytest.mark.parametrize(
+        "quantizer",
+        [
+            mcq.AdditiveQuantizer(2, 4, group_size=None),
+            mcq.AdditiveQuantizer(4, 4, group_size=8),
+            mcq.AdditiveQuantizer(4, 4, group_size=None, scale="row"),
+            mcq.ResidualQuantizer(4, 4, group_size=None),
+            mcq.ProductQuantizer(4, 3, 4),
+            mcq.PyramidQuantizer(),
+            mcq.ScalarQuantizer(),
+            mcq.CompandedQuantizer(),
+            mcq.GridQuantizer(),
+        ],
+        ids=repr,
+    )
+    def test_everything_else_refuses_it(self, quantizer):
+        with pytest.raises(mcq.InputError, match="needs AdditiveQuantizer with group_size=None"):
+            quantizer.fit(self.ROWS[:64], self.METRIC)
+
+    def test_eta(self):
+        assert mcq.ScoreAware.at_threshold(0.2, 101).eta == pytest.approx(100 * 0.04 / 0.96)
+        assert mcq.ScoreAware.at_threshold(0.0, 101).eta == 1
+        for call in (lambda: mcq.ScoreAware(0.5), lambda: mcq.ScoreAware.at_threshold(1.0, 9)):
+            with pytest.raises(mcq.ConfigError, match="must be a number"):
+                call()
