@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 import mcq
 import mcq_llm
@@ -143,7 +144,10 @@ def draw(rows: list[Row], path: Path) -> None:
                 panel.plot(*zip(*points, strict=True), style, marker=".", color=colour) if points else None
         panel.set(xlabel="bits per weight, all-in", title=title, yscale="log")
         panel.title.set_fontsize(9)
-        panel.grid(alpha=0.25, which="both")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.grid(alpha=0.25)
     handles = [Line2D([], [], color=colour, label=codec) for codec, colour in zip(codecs, COLOURS, strict=False)]
     handles += [
         Line2D([], [], color="black", linestyle=style, label=label)
