@@ -63,7 +63,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(folders, text_file, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--override", "mlp=books:3"], "have the options codebooks"),
+        (["--override", "mlp=books:3"], "have the options rotate, codebooks"),
         (["--override", "nowhere=dense"], "matches no layer"),
         (["--codebook-bits", "0"], "bits per code must be an integer"),
         (["--override", "down_proj=codebooks:3"], "Add --format mcq"),
