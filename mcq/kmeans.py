@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcq.quantizer import Progress, ignore_progress
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
@@ -48,9 +49,8 @@ def kmeans(x: Floats, weight: Floats, num_entries: int, iterations: int, rng: np
     Costs O(n K g) an iteration. Seeds are points drawn at random; a centre that loses all its points moves to a
     random one.
     """
-    if len(x) > SAMPLES_PER_ENTRY * num_entries:
-        sample = rng.choice(len(x), SAMPLES_PER_ENTRY * num_entries, replace=False)
-        x, weight = x[sample], weight[sample]
+    rows = sampled(np.arange(len(x)), num_entries, rng)
+    x, weight = x[rows], weight[rows]
     return _lloyd(x, weight, _seeds(x, num_entries, rng), iterations, rng)
 
 
@@ -107,12 +107,7 @@ def residual_kmeans(
     x: Floats, weight: Floats, num_codebooks: int, num_entries: int, iterations: int, rng: np.random.Generator
 ) -> Floats:
     """Return codebooks (M, K, g), each the k-means centres of what those before it leave of the points (n, g)."""
-    residual, codebooks = x.copy(), []
-    for _ in range(num_codebooks):
-        centres = kmeans(residual, weight, num_entries, iterations, rng)
-        residual -= centres[nearest(residual, centres)]
-        codebooks.append(centres)
-    return np.stack(codebooks)
+    return _in_turn(x, num_codebooks, lambda rest: kmeans(rest, weight, num_entries, iterations, rng))
 
 
 def progressive_residual_kmeans(
@@ -121,15 +116,23 @@ def progressive_residual_kmeans(
     num_entries: int,
     iterations: int,
     rng: np.random.Generator,
-    done: Callable[[int, int], None] = lambda done, total: None,
+    done: Progress = ignore_progress,
 ) -> Floats:
     """Return codebooks (M, K, g) as `residual_kmeans` for points of equal weight, from `progressive_kmeans`.
 
     Calls ``done(m, M)`` after the m-th codebook.
     """
-    residual, codebooks = sampled(x, num_entries, rng).copy(), []
+    points = sampled(x, num_entries, rng)
+    return _in_turn(points, num_codebooks, lambda rest: progressive_kmeans(rest, num_entries, iterations, rng), done)
+
+
+def _in_turn(
+    x: Floats, num_codebooks: int, centres_of: Callable[[Floats], Floats], done: Progress = ignore_progress
+) -> Floats:
+    """Return codebooks (M, K, g), each the centres of what those before it leave."""
+    residual, codebooks = x.copy(), []
     for m in range(num_codebooks):
-        centres = progressive_kmeans(residual, num_entries, iterations, rng)
+        centres = centres_of(residual)
         residual -= centres[nearest(residual, centres)]
         codebooks.append(centres)
         done(m + 1, num_codebooks)
