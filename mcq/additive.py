@@ -271,29 +271,30 @@ class AdditiveQuantizer(Quantizer):
         """Return codebooks as they are stored, and codes and scales chosen for exactly these."""
         config = self.config
         if self._is_of_vectors(problem):
-            sizes, weighs = (config.num_codebooks, config.num_entries), isinstance(problem.metric, ScoreAware)
-            total = config.rounds * (2 if weighs else 1) + 1
-            codebooks, codes = vectors.learn(
-                replace(problem, metric=Identity()), *sizes, config.rounds, rng, lambda done, _: progress(done, total)
-            )
-            if isinstance(problem.metric, ScoreAware):
-                codebooks, codes = score_aware.learn(
-                    problem,
-                    problem.metric.eta,
-                    codebooks,
-                    codes,
-                    config.rounds,
-                    rng,
-                    lambda done, _: progress(config.rounds + done, total),
-                )
-            stored = as_stored(codebooks, config.codebook_dtype)
-            tables, steps = self._tables(problem, stored.astype(np.float32))
-            codes = tables.choose(problem.x, config.beam_width, steps, codes)
-            progress(total, total)
-            return stored, codes[:, None], scale
+            return *self._learn_vectors(problem, rng, progress), scale
         codebooks = start_codebooks(problem, scale, config.num_codebooks, config.num_entries, rng)
         search = Search(problem, config.num_codebooks, config.num_entries, config.beam_width)
         return learn(search, codebooks, scale, config, progress)
+
+    def _learn_vectors(
+        self, problem: Problem, rng: np.random.Generator, progress: Progress
+    ) -> tuple[NDArray[np.float16], Words]:
+        """Return codebooks of whole vectors as they are stored, and codes chosen for exactly these."""
+        config, metric = self.config, problem.metric
+        rounds = config.rounds
+        total = rounds * (2 if isinstance(metric, ScoreAware) else 1) + 1
+        sizes, plain = (config.num_codebooks, config.num_entries), replace(problem, metric=Identity())
+        codebooks, codes = vectors.learn(plain, *sizes, rounds, rng, lambda done, _: progress(done, total))
+        if isinstance(metric, ScoreAware):
+            start = codebooks, codes
+            codebooks, codes = score_aware.learn(
+                problem, metric.eta, *start, rounds, rng, lambda done, _: progress(rounds + done, total)
+            )
+        stored = as_stored(codebooks, config.codebook_dtype)
+        tables, steps = self._tables(problem, stored.astype(np.float32))
+        codes = tables.choose(problem.x, config.beam_width, steps, codes)
+        progress(total, total)
+        return stored, codes[:, None]
 
     def _parts(self, x: ArrayLike, metric: Metric | None) -> Iterator[Problem]:
         """Yield the problems of an encode, of some rows each."""

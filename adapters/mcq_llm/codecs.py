@@ -27,7 +27,7 @@ GRID_BITS = {1: range(1, 9), 2: range(2, 11), 3: range(3, 11), 4: range(4, 13)}
 #: The codebooks that an allocation chooses from.
 LEAST_BITS, MOST_BITS, MOST_CODEBOOKS = 4, 8, 6
 #: Error with 2, 3, ... codebooks of the least and the most bits, relative to that with one less, in units of the ideal
-#: share 4**-(bits / group). Measured on layers of SmolLM2-135M under their Grams, where it hardly differs.
+#: share 4**-(bits / group). Measured on a few layers of SmolLM2-135M under their Grams.
 FURTHER = {LEAST_BITS: (0.94, 1.02, 1.06, 1.09, 1.1), MOST_BITS: (1.0, 1.08, 1.14, 1.18, 1.2)}
 
 
