@@ -4,9 +4,9 @@ The start decides: a fit from the codes of a product quantizer and one from resi
 and neither wins everywhere. Both are tried for a few rounds, and the error on rows that were held out chooses.
 
 Codes are then searched against codebooks with added noise that fades (SR-D, Martinez et al., LSQ++, ECCV 2018), which
-leads past poor local minima. In the last rounds each codebook is shrunk, coordinate by coordinate, as much as its
-spread there and the residual variance call for (empirical Bayes): from a product start most coordinates of a codebook
-hold little but noise of the sample.
+leads past poor local minima. In each round every codebook is shrunk, coordinate by coordinate, as much as its spread
+there and the residual variance call for (empirical Bayes): most coordinates of an entry hold little but noise of the
+sample, to which the next codes would be fitted.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ MOST_HELD_OUT = 5000
 ROWS_TO_COMPARE = 8
 #: Standard deviation of the noise of all codebooks together at its beginning, relative to that of the residual.
 NOISE = 0.6
-#: Rounds at the end without noise, and rounds at the end that shrink.
+#: Rounds at the end without noise.
 QUIET_ROUNDS = 4
-SHRINKING_ROUNDS = 6
 #: Strength of the shrinkage; 1 would be right if codes were given and not chosen.
-SHRINKAGE = 4
+SHRINKAGE = 2
 #: Steps of conjugate gradients in a refit that shrinks.
 SHRINKING_STEPS = 12
 #: Of k-means in each of the growing dimensions of a residual start.
@@ -74,11 +73,8 @@ def learn(
     problem = replace(problem, x=problem.x - mean)
     start, codebooks, codes = _best_start(problem, num_codebooks, num_entries, rng)
     noisy = rounds - min(QUIET_ROUNDS, rounds // 2)
-    shrinking = rounds - min(SHRINKING_ROUNDS, rounds // 2)
     for i in range(rounds):
-        codebooks = _refit(problem, codes, codebooks)
-        if i >= shrinking:
-            codebooks = shrunk(problem.x, codes, codebooks)
+        codebooks = shrunk(problem.x, codes, _refit(problem, codes, codebooks))
         heat = NOISE * np.sqrt(max(0.0, 1 - (i + 1) / noisy) / num_codebooks)
         size = np.float32(heat) * np.sqrt(np.square(_residual(problem.x, codes, codebooks)).mean(0))
         noise = rng.standard_normal(codebooks.shape, np.float32) * size
