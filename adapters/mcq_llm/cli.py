@@ -1,4 +1,4 @@
-"""The commands `mcq llm quantize`, `mcq llm eval` and `mcq llm report`."""
+"""The commands `mcq llm quantize`, `mcq llm eval`, `mcq llm report` and `mcq llm rotate`."""
 
 from __future__ import annotations
 
@@ -210,6 +210,21 @@ def report_command(
 
     for path in write_report(folder, evaluation):
         typer.echo(f"wrote {path}")
+
+
+@app.command("rotate")
+def rotate_command(
+    model: Annotated[str, typer.Argument(help="Hugging Face id, folder, or .gguf file.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same rotations.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Write the same model with rotated weights, which suit codebooks that are not learned."""
+    _set_up(threads)
+    from mcq_llm.rotate import rotate_checkpoint
+
+    rotate_checkpoint(model, out, seed)
+    typer.echo(f"wrote {out}")
 
 
 def _set_up(threads: int | None) -> None:
