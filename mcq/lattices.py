@@ -82,7 +82,7 @@ class Lattice(ABC):
 
         U (N, N) is upper triangular with a positive diagonal.
         """
-        return cpu_lattice.trellis_search(x, inverse, factor, self.budget, self.squared)
+        return cpu_lattice.budget_search(x, inverse, factor, self.budget, self.squared)
 
     def rank(self, y: Points) -> Ranks:
         """Return the numbers, below `count`, of points (n, N)."""

@@ -42,7 +42,7 @@ cdef extern from "mcq_kernels.h" nogil:
         const float *gains
         const float *weights_N
 
-    ctypedef struct mcq_trellis:
+    ctypedef struct mcq_budget:
         size_t N, budget
         int squared
         const float *factor_NN
@@ -87,7 +87,7 @@ cdef extern from "mcq_kernels.h" nogil:
         void (*leader_search)(const mcq_leaders *, const float *, int16_t *, float *, size_t) noexcept nogil
         void (*shell_search)(const mcq_shell *, const float *, const float *, int16_t *, uint8_t *, float *,
                              size_t) noexcept nogil
-        void (*trellis_search)(const mcq_trellis *, const float *, const float *, int16_t *, float *,
+        void (*budget_search)(const mcq_budget *, const float *, const float *, int16_t *, float *,
                                size_t) noexcept nogil
         void (*lattice_rank)(const mcq_lattice *, const int16_t *, uint64_t *, size_t) noexcept nogil
         void (*lattice_unrank)(const mcq_lattice *, const uint64_t *, int16_t *, size_t) noexcept nogil
@@ -319,15 +319,15 @@ def shell_search(const float[:, ::1] x, const float[::1] inverse, const float[::
         kernels.shell_search(&shell, &x[0, 0], &inverse[0], &y[0, 0], &gain[0], &scratch[0], x.shape[0])
 
 
-def trellis_search(const float[:, ::1] x, const float[::1] inverse, const float[:, ::1] factor, size_t budget,
+def budget_search(const float[:, ::1] x, const float[::1] inverse, const float[:, ::1] factor, size_t budget,
                    bint squared, int16_t[:, ::1] y, float[::1] scratch):
-    cdef mcq_trellis trellis
-    trellis.N = x.shape[1]
-    trellis.budget = budget
-    trellis.squared = squared
-    trellis.factor_NN = &factor[0, 0]
+    cdef mcq_budget budgets
+    budgets.N = x.shape[1]
+    budgets.budget = budget
+    budgets.squared = squared
+    budgets.factor_NN = &factor[0, 0]
     with nogil:
-        kernels.trellis_search(&trellis, &x[0, 0], &inverse[0], &y[0, 0], &scratch[0], x.shape[0])
+        kernels.budget_search(&budgets, &x[0, 0], &inverse[0], &y[0, 0], &scratch[0], x.shape[0])
 
 
 cdef mcq_lattice lattice_of(const uint64_t[:, :, :] before, size_t N, ptrdiff_t budget, bint squared):

@@ -12,7 +12,7 @@
 #include "factor.inc.c"
 #include "pyramid.inc.c"
 #include "shell.inc.c"
-#include "trellis.inc.c"
+#include "budget.inc.c"
 #include "rank.inc.c"
 #include "hadamard.inc.c"
 
@@ -39,7 +39,7 @@ const mcq_kernels MCQ_TABLE = {
     .pyramid_search = pyramid_search,
     .leader_search = leader_search,
     .shell_search = shell_search,
-    .trellis_search = trellis_search,
+    .budget_search = budget_search,
     .lattice_rank = lattice_rank,
     .lattice_unrank = lattice_unrank,
     .hadamard = hadamard,

@@ -66,12 +66,12 @@ typedef struct {
     const float *weights_N;
 } mcq_shell;
 
-/* The integer vectors of one budget under a full matrix, see trellis.inc.c. */
+/* The integer vectors of one budget under a full matrix, see budget.inc.c. */
 typedef struct {
     size_t N, budget;
     int squared;              /* the budget counts squares, not magnitudes */
     const float *factor_NN;   /* U, upper triangular with a positive diagonal */
-} mcq_trellis;
+} mcq_budget;
 
 /* How many vectors precede, see rank.inc.c. F(n, r, m) is table[n row_step + r budget_step + (m + 1) value_step]. */
 typedef struct {
@@ -153,7 +153,7 @@ typedef struct {
                          uint8_t *gain_n, float *scratch, size_t n);
 
     /* y_nN near x inverse under U U^T. Scratch: MCQ_PAD (3 N + 3) (budget + 1) floats on a cache line. */
-    void (*trellis_search)(const mcq_trellis *trellis, const float *x_nN, const float *inverse_n, int16_t *y_nN,
+    void (*budget_search)(const mcq_budget *budget, const float *x_nN, const float *inverse_n, int16_t *y_nN,
                            float *scratch, size_t n);
 
     void (*lattice_rank)(const mcq_lattice *lattice, const int16_t *y_nN, uint64_t *rank_n, size_t n);

@@ -8,10 +8,10 @@
  */
 #define LARGEST_TARGET 1e15f
 
-static size_t spent(const mcq_trellis *t, size_t m) { return t->squared ? m * m : m; }
+static size_t spent(const mcq_budget *t, size_t m) { return t->squared ? m * m : m; }
 
 /* For all entries up to i: the best way to each budget r, from the costs and fed errors of those before. */
-static void extend(const mcq_trellis *t, size_t i, vf target, const vf *cost_R, const vf *fed_RN, vf *new_cost_R,
+static void extend(const mcq_budget *t, size_t i, vf target, const vf *cost_R, const vf *fed_RN, vf *new_cost_R,
                    vf *new_fed_RN, vf *chosen_R, vf *centre_R)
 {
     size_t budgets = t->budget + 1, N = t->N;
@@ -39,7 +39,7 @@ static void extend(const mcq_trellis *t, size_t i, vf target, const vf *cost_R, 
     }
 }
 
-static void trellis_search(const mcq_trellis *t, const float *x_nN, const float *inverse_n, int16_t *y_nN, float *scratch,
+static void budget_search(const mcq_budget *t, const float *x_nN, const float *inverse_n, int16_t *y_nN, float *scratch,
                            size_t n)
 {
     size_t budgets = t->budget + 1, N = t->N;
