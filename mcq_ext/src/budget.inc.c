@@ -6,7 +6,6 @@
  * dynamic programming with a survivor for each state. Exact where B is diagonal, otherwise very good. The sign of an
  * entry is that of its own target, so magnitudes alone are tried. Lanes are vectors as in pyramid.inc.c.
  */
-#define LARGEST_TARGET 1e15f
 
 static size_t spent(const mcq_budget *t, size_t m) { return t->squared ? m * m : m; }
 
