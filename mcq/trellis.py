@@ -26,8 +26,8 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Offsets = NDArray[np.uint32]
 
-MIN_STATE_BITS, MAX_STATE_BITS = 8, 16
-MAX_BITS = 4
+MIN_STATE_BITS, MAX_STATE_BITS = 9, 16
+MAX_BITS = 5
 MAX_BEAM_WIDTH = 4096
 #: Levels are quantiles of a normal distribution, 2**12 at most, rounded to so many parts of one.
 LEVEL_BITS, LEVEL_PARTS = 12, 4096
@@ -66,9 +66,9 @@ class TrellisQuantizer(Quantizer):
     Parameters
     ----------
     bits : float
-        Bits per entry, 1 to 4, fractions included.
+        Bits per entry, 1 to 5, fractions included.
     state_bits : int
-        L, 8 to 16. The error falls with L; the time of a search doubles with every bit of it, unless a Gram couples
+        L, 9 to 16. The error falls with L; the time of a search doubles with every bit of it, unless a Gram couples
         columns.
     scale : "none" or "row"
         Whether rows have a factor s of their own.
@@ -90,9 +90,9 @@ class TrellisQuantizer(Quantizer):
     -----
     Codes are exactly the best ones where the metric couples no columns (Viterbi), in O(n d 2**L) and, for each thread,
     d 2**(L - bits) bytes. Where it does, a beam of paths finds them, each path with its own error feedback, in
-    O(n d (beam_width 2**bits + d) + d^3). Decoding is a shift and a look-up for an entry, in any order. The last entries
-    of a row have few bits to share: at 2 bits, rows of 128 entries have an error 8 per cent above that of long ones, of
-    576 two. Same data, same result at every thread count, SIMD level and batch split.
+    O(n d (beam_width 2**bits + d) + d^3). Decoding is a shift and a look-up for an entry, in any order. The last
+    entries of a row have few bits to share: at 2 bits, rows of 128 entries have an error 8 per cent above that of long
+    ones, of 576 two. Same data, same result at every thread count, SIMD level and batch split.
 
     References
     ----------
@@ -275,8 +275,8 @@ def state_values(state_bits: int) -> Floats:
 
     Examples
     --------
-    >>> state_values(8)[:4].astype(float).round(2).tolist()
-    [-0.49, 0.49, -1.49, -0.13]
+    >>> state_values(9)[:4].astype(float).round(2).tolist()
+    [-0.5, 0.5, -1.47, -0.12]
     """
     count = 1 << state_bits
     step = int(count * GOLDEN_SECTION) // 2 * 2 + 1

@@ -2,8 +2,8 @@
 
 Every function has a twin of the same name and signature in `mcq_ext.reference_trellis`. A row of d entries is coded in
 one string of bits, little-endian; `offset` (d + 1,), uint32, tells at which bit the L bits begin that entry j depends
-on. Entry j adds offset[j + 1] - offset[j] bits of its own, 1 to 4, the lowest of these L; offset[0] is 0. `value`
-(2^L,), float32, has the value of every state, as these L bits are called; L is at least 8.
+on. Entry j adds offset[j + 1] - offset[j] bits of its own, 1 to 5, the lowest of these L; offset[0] is 0. `value`
+(2^L,), float32, has the value of every state, as these L bits are called; L is at least 9.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def trellis_beam(
     reversed_[:, :d] = feedback[::-1, ::-1]
 
     def rows(i: int, j: int) -> None:
-        scratch = empty(width * (4 * BLOCK + 3 * WINDOW + 2 * 16 + 4) + d + 2 * PAD)
+        scratch = empty(width * (4 * BLOCK + 3 * WINDOW + 2 * 32 + 4) + d + 2 * PAD)
         _core.trellis_beam(x[i:j], inverse[i:j], offset, value, weight, reversed_, width, packed[i:j], scratch)
 
     if len(x):

@@ -172,7 +172,7 @@ typedef struct {
                            float *scratch, size_t n);
 
     /* packed_nB = rows of codes whose values are near x inverse: the cheapest ones, and those of a beam under feedback.
-     * Scratch: 2^(L + 1) floats on a cache line and d groups bytes; 244 width + d + 32 floats on one. */
+     * Scratch: 2^(L + 1) floats on a cache line and d groups bytes; 276 width + d + 32 floats on one. */
     void (*trellis_search)(const mcq_trellis *trellis, const float *x_nd, const float *inverse_n, uint8_t *packed_nB,
                            float *scratch, uint8_t *member_dg, size_t n);
     void (*trellis_beam)(const mcq_trellis *trellis, const float *x_nd, const float *inverse_n, uint8_t *packed_nB,

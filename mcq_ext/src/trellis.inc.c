@@ -43,7 +43,7 @@ INLINE float take_step(unsigned k, size_t states, const float *old_S, float *new
         memcpy(member_g + g, &bytes, sizeof bytes);
         least = vmin(best, least);
         best -= base;
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int i = 0; i < 1 << k; i++) {
             vf error = target - vload(value_S + (g << k) + i * VL);
             vstore(new_S + (g << k) + i * VL, repeat(best, i, k) + weight * (error * error));
@@ -59,7 +59,8 @@ static float any_step(unsigned k, size_t states, const float *old_S, float *new_
     case 1: return take_step(1, states, old_S, new_S, value_S, target, weight, base, member_g);
     case 2: return take_step(2, states, old_S, new_S, value_S, target, weight, base, member_g);
     case 3: return take_step(3, states, old_S, new_S, value_S, target, weight, base, member_g);
-    default: return take_step(4, states, old_S, new_S, value_S, target, weight, base, member_g);
+    case 4: return take_step(4, states, old_S, new_S, value_S, target, weight, base, member_g);
+    default: return take_step(5, states, old_S, new_S, value_S, target, weight, base, member_g);
     }
 }
 

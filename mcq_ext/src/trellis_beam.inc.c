@@ -22,8 +22,8 @@ typedef struct {
     float *fed, *next_fed;              /* (width, BLOCK) what errors before a block add to its targets */
     float *cost, *next_cost;            /* (width) */
     uint32_t *state, *next_state;       /* (width) */
-    float *candidate;                   /* (16 width + VL) costs */
-    uint32_t *chosen;                   /* (16 width + VL) numbers of candidates */
+    float *candidate;                   /* (32 width + VL) costs */
+    uint32_t *chosen;                   /* (32 width + VL) numbers of candidates */
     float *error;                       /* (HISTORY, width) at the last entries, of each path there */
     uint32_t *origin;                   /* (HISTORY, width) which candidate the path was: path before << k | code */
     float *own;                         /* (WINDOW, width) the same, of the past of each present path */
@@ -32,7 +32,7 @@ typedef struct {
 
 static beam carve(const mcq_trellis *t, float *scratch)
 {
-    size_t width = t->width, many = 16 * width + VL;
+    size_t width = t->width, many = 32 * width + VL;
     beam b = {.fed = scratch};
     b.next_fed = b.fed + width * BLOCK;
     b.error = b.next_fed + width * BLOCK;
@@ -160,7 +160,8 @@ static void any_candidates(const mcq_trellis *t, beam *b, size_t q, float x, flo
     case 1: fill_candidates(t, b, q, x, weight, 1); break;
     case 2: fill_candidates(t, b, q, x, weight, 2); break;
     case 3: fill_candidates(t, b, q, x, weight, 3); break;
-    default: fill_candidates(t, b, q, x, weight, 4);
+    case 4: fill_candidates(t, b, q, x, weight, 4); break;
+    default: fill_candidates(t, b, q, x, weight, 5);
     }
 }
 

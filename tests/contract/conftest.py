@@ -58,10 +58,10 @@ WITHOUT_CODEBOOKS = [
     (mcq.ShellQuantizer, (4, 10, 2, "none", "lloyd", 4)),
     (mcq.ShellQuantizer, (16, 19, 1, "none", "theory", 2)),
     (mcq.ShellQuantizer, (1, 4, 3, "row", "lloyd", 1)),
-    (mcq.TrellisQuantizer, (2, 8, "row", 16)),
+    (mcq.TrellisQuantizer, (2, 9, "row", 16)),
     (mcq.TrellisQuantizer, (3.4, 9, "none", 20)),
-    (mcq.TrellisQuantizer, (1, 8, "none", 1)),
-    (mcq.TrellisQuantizer, (4, 10, "row", 7)),
+    (mcq.TrellisQuantizer, (1, 9, "none", 1)),
+    (mcq.TrellisQuantizer, (5, 10, "row", 7)),
 ]
 QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer, mcq.RelaxedQuantizer]
 ROUNDS = 3

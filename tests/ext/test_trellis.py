@@ -13,7 +13,7 @@ from mcq_ext import cpu_trellis, reference_trellis
 
 SEEDS = st.integers(0, 2**32)
 ROWS = st.sampled_from([1, 2, 7, 9, 17])
-STATE_BITS = st.sampled_from([8, 9, 11])
+STATE_BITS = st.sampled_from([9, 10, 12])
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def make(seed, n, d, state_bits):
     inverse = np.where(rng.random(n) < 0.1, 0, np.exp(rng.standard_normal(n)))
     value = rng.permutation(np.linspace(-2, 2, 1 << state_bits)).round(int(rng.integers(0, 4)))
     weight = np.exp(2 * rng.standard_normal(d)) * (rng.random(d) > 0.1)
-    widths = rng.integers(1, 5, d) if rng.random() < 0.5 else np.full(d, rng.integers(1, 5))
+    widths = rng.integers(1, 6, d) if rng.random() < 0.5 else np.full(d, rng.integers(1, 6))
     offset = np.append(0, widths.cumsum()).astype(np.uint32)
     x, inverse, value, weight = (a.astype(np.float32) for a in (x, inverse, value, weight))
     return x, inverse, offset, value, weight
@@ -74,10 +74,10 @@ def test_trellis_decode(same, seed, n, d, state_bits):
 
 
 NO_ROWS = {
-    "trellis_search": lambda kernels: kernels.trellis_search(*make(0, 0, 4, 8)),
-    "trellis_beam": lambda kernels: kernels.trellis_beam(*make(0, 0, 4, 8), np.zeros((4, 4), np.float32), 4),
+    "trellis_search": lambda kernels: kernels.trellis_search(*make(0, 0, 4, 9)),
+    "trellis_beam": lambda kernels: kernels.trellis_beam(*make(0, 0, 4, 9), np.zeros((4, 4), np.float32), 4),
     "trellis_decode": lambda kernels: kernels.trellis_decode(
-        np.empty((0, 1), np.uint8), make(0, 1, 2, 8)[2], make(0, 1, 2, 8)[3], np.empty(0, np.float32)
+        np.empty((0, 1), np.uint8), make(0, 1, 2, 9)[2], make(0, 1, 2, 9)[3], np.empty(0, np.float32)
     ),
 }
 
@@ -95,12 +95,12 @@ def every_code(offset, value):
     return reference_trellis.trellis_decode(packed, offset, value, np.ones(len(packed), np.float32))
 
 
-@pytest.mark.parametrize("widths", [[1] * 10, [2] * 6, [3, 4, 3], [1, 2, 1, 2, 1, 2]], ids=str)
+@pytest.mark.parametrize("widths", [[1] * 10, [2] * 6, [3, 4, 5], [1, 2, 1, 2, 1, 2]], ids=str)
 def test_no_code_is_better(widths):
     rng = np.random.default_rng(0)
     offset = np.append(0, np.cumsum(widths)).astype(np.uint32)
     x = rng.standard_normal((50, len(widths))).astype(np.float32)
-    value, weight = rng.standard_normal(256, np.float32), rng.random(len(widths), np.float32)
+    value, weight = rng.standard_normal(512, np.float32), rng.random(len(widths), np.float32)
     inverse = np.exp(rng.standard_normal(50) / 4).astype(np.float32)
     codes = cpu_trellis.trellis_search(x, inverse, offset, value, weight)
     found = cpu_trellis.trellis_decode(codes, offset, value, np.ones(50, np.float32))
@@ -114,7 +114,7 @@ def test_a_wide_beam_is_exact():
     rng = np.random.default_rng(0)
     offset = np.arange(0, 13, 2, dtype=np.uint32)
     x, one = rng.standard_normal((20, 6)).astype(np.float32), np.ones(20, np.float32)
-    value, weight = rng.standard_normal(256, np.float32), rng.random(6, np.float32)
+    value, weight = rng.standard_normal(512, np.float32), rng.random(6, np.float32)
     feedback = rng.standard_normal((6, 6)).astype(np.float32)
     codes = cpu_trellis.trellis_beam(x, one, offset, value, weight, feedback, 1 << 12)
     found = cpu_trellis.trellis_decode(codes, offset, value, one)
