@@ -32,8 +32,9 @@ MAX_BEAM_WIDTH = 4096
 #: Levels are quantiles of a normal distribution, 2**12 at most, rounded to so many parts of one.
 LEVEL_BITS, LEVEL_PARTS = 12, 4096
 GOLDEN_SECTION = (3 - math.sqrt(5)) / 2
-#: What a fit tries as size of the values, relative to that of the data, and on how many entries.
+#: What a fit tries as size of the values, relative to that of the data, then next to the best, and on how many entries.
 SPREADS = 0.8 * 1.1 ** np.arange(8)
+NEAR_SPREADS = 1.1 ** np.array([-0.5, 0.5])
 SAMPLE_ENTRIES = 1 << 14
 
 
@@ -156,15 +157,16 @@ class TrellisQuantizer(Quantizer):
         rows = max(1, SAMPLE_ENTRIES // problem.x.shape[1])
         sample = replace(problem, x=np.ascontiguousarray(problem.x[:: -(-len(problem.x) // rows)]))
         size = 1.0 if self.config.scale == "row" else float(np.sqrt(np.mean(np.square(sample.x, dtype=np.float64))))
-        best, least = 0.0, math.inf
-        for done, spread in enumerate(SPREADS * size):
-            packed, scale = search.run(sample, float(spread))
-            loss = sample.metric.distortion(sample.x, search.decode(packed, scale * np.float32(spread)))
-            best, least = (float(spread), loss) if loss < least else (best, least)
-            progress(done + 1, len(SPREADS) + 1)
-        self.arrays = {"spread": np.array([best], np.float32), "gain": np.array([problem.gain], np.float32)}
+        best, done, total = (math.inf, size), 0, len(SPREADS) + len(NEAR_SPREADS) + 1
+        for factors in (SPREADS, NEAR_SPREADS):
+            for spread in best[1] * factors:
+                packed, scale = search.run(sample, float(spread))
+                x_hat = search.decode(packed, scale * np.float32(spread))
+                best, done = min(best, (sample.metric.distortion(sample.x, x_hat), float(spread))), done + 1
+                progress(done, total)
+        self.arrays = {"spread": np.array([best[1]], np.float32), "gain": np.array([problem.gain], np.float32)}
         codes = self._pack(*search.run(problem, self.spread), search)
-        progress(len(SPREADS) + 1, len(SPREADS) + 1)
+        progress(total, total)
         return codes
 
     def encode(self, x: ArrayLike, metric: Metric | None = None) -> Codes:
