@@ -31,6 +31,7 @@ from mcq_llm.setting import Setting
 CODECS = {
     "additive": "codec:additive,dtype:int8",
     "residual": "codec:residual,dtype:int8",
+    "trellis, rotated": "codec:trellis,rotate:1",
     "shell, rotated": "codec:shell,rotate:1",
     "shell": "codec:shell",
     "pyramid, rotated": "codec:pyramid,rotate:1",

@@ -35,10 +35,10 @@ def main() -> None:
     print(f"{base.shape[0]} rows of {base.shape[1]} entries, {len(queries)} queries")
     print(f"{'':22}{'bytes':>7}{'vectors/s':>11}{'slope':>8}" + "".join(f"{f'R@{r}':>8}" for r in RECALL_AT))
     for bits in options.bits:
-        code = shell(base.shape[1], bits)
-        for unbiased in (False, True):
-            name = f"mcq {bits:g} bits{', unbiased' if unbiased else ''}"
-            show(name, base, queries, options.seeds, lambda seed, c=code, u=unbiased: ours(base, c, u, seed))
+        for code in (shell(base.shape[1], bits), mcq.TrellisQuantizer(bits, scale="row")):
+            for unbiased in (False, True):
+                name = f"{code.kind} {bits:g} bits{', unbiased' if unbiased else ''}"
+                show(name, base, queries, options.seeds, lambda seed, c=code, u=unbiased: ours(base, c, u, seed))
         if bits == int(bits):
             show(f"RaBitQ {bits:g} bits", base, queries, options.seeds, lambda seed, b=bits: rabitq(base, int(b), seed))
     for kind in ("4bit", "8bit"):
@@ -68,7 +68,7 @@ def show(name: str, base: Floats, queries: Floats, seeds: int, make: Callable[[i
     print(f"{name:22}{size:7.1f}{rate:11.0f}{slope:8.3f}" + "".join(f"{recall:8.3f}" for recall in recalls), flush=True)
 
 
-def ours(base: Floats, code: mcq.ShellQuantizer, unbiased: bool, seed: int) -> tuple[float, float, Any]:
+def ours(base: Floats, code: mcq.Quantizer, unbiased: bool, seed: int) -> tuple[float, float, Any]:
     quantizer = mcq.RotatedQuantizer(code, unbiased).fit_normal(base.shape[1], seed=seed)
     start = time.perf_counter()
     codes = quantizer.encode(base)

@@ -33,6 +33,7 @@ from mcq.scalar_codes import ScalarCodes
 from mcq.score_aware import ScoreAware
 from mcq.shell import ShellQuantizer
 from mcq.transforms import Composition, Hadamard, Permutation, Scaling, Transform
+from mcq.trellis import TrellisQuantizer
 
 try:
     __version__ = version("multicodebook")
@@ -72,6 +73,7 @@ __all__ = [
     "ScoreAware",
     "ShellQuantizer",
     "Transform",
+    "TrellisQuantizer",
     "Unit",
     "allocate",
     "gaussian_grid",

@@ -34,6 +34,7 @@ QUANTIZERS: dict[str, Any] = {
     "product": mcq.ProductQuantizer,
     "pyramid": mcq.PyramidQuantizer.of_rate,
     "shell": mcq.ShellQuantizer.of_rate,
+    "trellis": mcq.TrellisQuantizer,
     "companded": mcq.CompandedQuantizer,
 }
 #: What `mcq fit` takes for a kind of quantizer where nothing is said; what is not here is no option of it.
@@ -46,6 +47,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "product": LEARNED | {"num_codebooks": 1, "num_splits": 8, "rotation": "none"},
     "pyramid": LATTICE,
     "shell": LATTICE,
+    "trellis": {"bits": 2.0, "scale": "row"},
     "companded": {"bits": 3.0, "group_size": 512},
 }
 
@@ -90,13 +92,13 @@ def fit(
     matrix: Matrix,
     output: Output,
     quantizer: Annotated[
-        Literal["additive", "residual", "product", "pyramid", "shell", "companded"],
-        typer.Option(help="Kind; the last three have no codebooks."),
+        Literal["additive", "residual", "product", "pyramid", "shell", "trellis", "companded"],
+        typer.Option(help="Kind; the last four have no codebooks."),
     ] = "additive",
     codebooks: Annotated[int | None, typer.Option(help="Codebooks, 1 to 64; default: 2, of product: 1.")] = None,
     codebook_bits: Annotated[int | None, typer.Option(help="Bits of a code, 1 to 16; default: 8.")] = None,
     bits: Annotated[
-        float | None, typer.Option(help="Most bits per entry, of pyramid, shell and companded only; default: 2, 2, 3.")
+        float | None, typer.Option(help="Most bits per entry, of kinds without codebooks; default: 2, of companded 3.")
     ] = None,
     group_size: Annotated[
         int | None,

@@ -4,7 +4,7 @@ Nothing is checked or allocated here; `mcq_ext.cpu` does both.
 """
 
 from libc.stddef cimport ptrdiff_t, size_t
-from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "mcq_kernels.h" nogil:
@@ -42,10 +42,20 @@ cdef extern from "mcq_kernels.h" nogil:
         const float *gains
         const float *weights_N
 
-    ctypedef struct mcq_trellis:
+    ctypedef struct mcq_budget:
         size_t N, budget
         int squared
         const float *factor_NN
+
+    ctypedef struct mcq_trellis:
+        size_t d, row_bytes
+        unsigned state_bits
+        const uint32_t *offset_d
+        const float *value_S
+        const float *weight_d
+        size_t groups, width
+        const float *feedback_dd
+        size_t stride
 
     ctypedef struct mcq_lattice:
         size_t N
@@ -87,7 +97,13 @@ cdef extern from "mcq_kernels.h" nogil:
         void (*leader_search)(const mcq_leaders *, const float *, int16_t *, float *, size_t) noexcept nogil
         void (*shell_search)(const mcq_shell *, const float *, const float *, int16_t *, uint8_t *, float *,
                              size_t) noexcept nogil
-        void (*trellis_search)(const mcq_trellis *, const float *, const float *, int16_t *, float *,
+        void (*budget_search)(const mcq_budget *, const float *, const float *, int16_t *, float *,
+                              size_t) noexcept nogil
+        void (*trellis_search)(const mcq_trellis *, const float *, const float *, uint8_t *, float *, uint8_t *,
+                               size_t) noexcept nogil
+        void (*trellis_beam)(const mcq_trellis *, const float *, const float *, uint8_t *, float *,
+                             size_t) noexcept nogil
+        void (*trellis_decode)(const mcq_trellis *, const uint8_t *, const float *, float *, uint8_t *,
                                size_t) noexcept nogil
         void (*lattice_rank)(const mcq_lattice *, const int16_t *, uint64_t *, size_t) noexcept nogil
         void (*lattice_unrank)(const mcq_lattice *, const uint64_t *, int16_t *, size_t) noexcept nogil
@@ -319,15 +335,57 @@ def shell_search(const float[:, ::1] x, const float[::1] inverse, const float[::
         kernels.shell_search(&shell, &x[0, 0], &inverse[0], &y[0, 0], &gain[0], &scratch[0], x.shape[0])
 
 
-def trellis_search(const float[:, ::1] x, const float[::1] inverse, const float[:, ::1] factor, size_t budget,
-                   bint squared, int16_t[:, ::1] y, float[::1] scratch):
-    cdef mcq_trellis trellis
-    trellis.N = x.shape[1]
-    trellis.budget = budget
-    trellis.squared = squared
-    trellis.factor_NN = &factor[0, 0]
+def budget_search(const float[:, ::1] x, const float[::1] inverse, const float[:, ::1] factor, size_t budget,
+                  bint squared, int16_t[:, ::1] y, float[::1] scratch):
+    cdef mcq_budget budgets
+    budgets.N = x.shape[1]
+    budgets.budget = budget
+    budgets.squared = squared
+    budgets.factor_NN = &factor[0, 0]
     with nogil:
-        kernels.trellis_search(&trellis, &x[0, 0], &inverse[0], &y[0, 0], &scratch[0], x.shape[0])
+        kernels.budget_search(&budgets, &x[0, 0], &inverse[0], &y[0, 0], &scratch[0], x.shape[0])
+
+
+cdef mcq_trellis trellis_of(const uint32_t[::1] offset, const float[::1] value, const uint8_t[:, ::1] packed):
+    cdef mcq_trellis trellis
+    trellis.d = offset.shape[0] - 1
+    trellis.row_bytes = packed.shape[1]
+    trellis.state_bits = 0
+    while (1 << trellis.state_bits) < value.shape[0]:
+        trellis.state_bits += 1
+    trellis.offset_d = &offset[0]
+    trellis.value_S = &value[0]
+    trellis.weight_d = trellis.feedback_dd = NULL
+    trellis.groups = trellis.width = trellis.stride = 0
+    return trellis
+
+
+def trellis_search(const float[:, ::1] x, const float[::1] inverse, const uint32_t[::1] offset, const float[::1] value,
+                   const float[::1] weight, uint8_t[:, ::1] packed, float[::1] scratch, uint8_t[:, ::1] member):
+    cdef mcq_trellis trellis = trellis_of(offset, value, packed)
+    trellis.weight_d = &weight[0]
+    trellis.groups = member.shape[1]
+    with nogil:
+        kernels.trellis_search(&trellis, &x[0, 0], &inverse[0], &packed[0, 0], &scratch[0], &member[0, 0], x.shape[0])
+
+
+def trellis_beam(const float[:, ::1] x, const float[::1] inverse, const uint32_t[::1] offset, const float[::1] value,
+                 const float[::1] weight, const float[:, ::1] feedback, size_t width, uint8_t[:, ::1] packed,
+                 float[::1] scratch):
+    cdef mcq_trellis trellis = trellis_of(offset, value, packed)
+    trellis.weight_d = &weight[0]
+    trellis.feedback_dd = &feedback[0, 0]
+    trellis.stride = feedback.shape[1]
+    trellis.width = width
+    with nogil:
+        kernels.trellis_beam(&trellis, &x[0, 0], &inverse[0], &packed[0, 0], &scratch[0], x.shape[0])
+
+
+def trellis_decode(const uint8_t[:, ::1] packed, const uint32_t[::1] offset, const float[::1] value, const float[::1] scale,
+                   float[:, ::1] out, uint8_t[::1] scratch):
+    cdef mcq_trellis trellis = trellis_of(offset, value, packed)
+    with nogil:
+        kernels.trellis_decode(&trellis, &packed[0, 0], &scale[0], &out[0, 0], &scratch[0], out.shape[0])
 
 
 cdef mcq_lattice lattice_of(const uint64_t[:, :, :] before, size_t N, ptrdiff_t budget, bint squared):

@@ -80,7 +80,7 @@ def shell_search(x: Floats, inverse: Floats, gains: Floats, weights: Floats, squ
     return y, gain
 
 
-def trellis_search(x: Floats, inverse: Floats, factor: Floats, budget: int, squared: bool) -> Points:
+def budget_search(x: Floats, inverse: Floats, factor: Floats, budget: int, squared: bool) -> Points:
     """Return points y (n, N) for which |U^T (inverse x - y)| is small, and least if U is diagonal.
 
     Parameters
@@ -96,7 +96,7 @@ def trellis_search(x: Floats, inverse: Floats, factor: Floats, budget: int, squa
 
     def rows(i: int, j: int) -> None:
         scratch = empty(PAD * (3 * x.shape[1] + 3) * (budget + 1))
-        _core.trellis_search(x[i:j], inverse[i:j], factor, budget, squared, y[i:j], scratch)
+        _core.budget_search(x[i:j], inverse[i:j], factor, budget, squared, y[i:j], scratch)
 
     if len(x):
         split(rows, len(x))

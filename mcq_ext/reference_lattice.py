@@ -140,8 +140,8 @@ def _nearest_in_shell(a: Floats, weights: Floats, squared_norm: int) -> Floats:
     return y
 
 
-def trellis_search(x: Floats, inverse: Floats, factor: Floats, budget: int, squared: bool) -> Points:
-    """See `mcq_ext.cpu_lattice.trellis_search`."""
+def budget_search(x: Floats, inverse: Floats, factor: Floats, budget: int, squared: bool) -> Points:
+    """See `mcq_ext.cpu_lattice.budget_search`."""
     n, width = x.shape
     spent = [m for m in (m * m if squared else m for m in range(budget + 1)) if m <= budget]
     cost = np.full((n, budget + 1), PAD_COST)

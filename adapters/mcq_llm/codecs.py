@@ -270,6 +270,45 @@ class LatticeSetting(Setting):
 
 
 @dataclass(frozen=True)
+class TrellisSetting(Setting):
+    """Trellis codes: weights that share their bits with those that follow, for rows that are nearly normal.
+
+    Attributes
+    ----------
+    bits : float
+        Bits per weight, 1 to 5, without the scales of the rows.
+    states : int
+        Bits of a state: how many of them a weight depends on, 9 to 16.
+    beam : int
+        Paths that the search keeps.
+    """
+
+    codec = "trellis"
+
+    bits: float = 2.0
+    states: int = 16
+    beam: int = 256
+
+    def plain(self) -> mcq.Quantizer:  # noqa: D102
+        return mcq.TrellisQuantizer(self.bits, self.states, "row", self.beam)
+
+    @classmethod
+    def of_bits(cls, bits: float) -> Self:  # noqa: D102
+        return cls(bits)
+
+    def candidates(self) -> list[Setting]:
+        """Return 1 to 5 bits in steps of a quarter."""
+        return [replace(self, bits=quarters / 4) for quarters in range(4, 21)]
+
+    def cost(self, rows: int, columns: int) -> mcq.Bits:  # noqa: D102
+        row, shared = int(columns * self.bits), 64 + (64 if self.rotate else 0)  # size and gain, and the seed
+        return mcq.Bits(row / columns, (rows * (8 * -(-row // 8) + 16) + shared) / (rows * columns))
+
+    def __str__(self) -> str:
+        return f"trellis {self.bits:g} L{self.states}{_rotated(self)}"
+
+
+@dataclass(frozen=True)
 class CompandedSetting(Setting):
     """Scalar codes whose depth differs from group to group (CVXQ).
 
@@ -405,6 +444,7 @@ KINDS: tuple[type[Setting], ...] = (
     PyramidSetting,
     ShellSetting,
     LatticeSetting,
+    TrellisSetting,
     CompandedSetting,
     ScalarSetting,
     GridSetting,

@@ -21,11 +21,16 @@ Floats = NDArray[np.float32]
 DAMPING = 1e-2
 
 
-def upper_factor(metric: Metric, d: int) -> NDArray[np.float64]:
-    """Return the upper triangular U (d, d) with U U^T = H, lightly damped."""
+def damped(metric: Metric, d: int) -> NDArray[np.float64]:
+    """Return H (d, d), lightly damped."""
     h = metric.block(slice(0, d)).astype(np.float64)
     h[np.diag_indices(d)] += DAMPING * (np.trace(h) / d or 1.0)
-    return cpu.cholesky(h[::-1, ::-1]).T[::-1, ::-1]
+    return h
+
+
+def upper_factor(metric: Metric, d: int) -> NDArray[np.float64]:
+    """Return the upper triangular U (d, d) with U U^T = H, lightly damped."""
+    return cpu.cholesky(damped(metric, d)[::-1, ::-1]).T[::-1, ::-1]
 
 
 class Triangular:

@@ -2,9 +2,9 @@
 
 Where no column is coupled to another, each group has its exact optimum. Under a Gram, error feedback comes first and
 then sweeps, as in `local_search`: each group is searched at the target that the errors of all others leave it. The
-diagonal of its block of the metric tells the likely gain, for which a trellis finds a point under the whole block. Of
-this point and the one that was there, each with the gain that the block prefers, the cheaper stays: the distortion
-never rises.
+diagonal of its block of the metric tells the likely gain, for which a search over budgets finds a point under the whole
+block. Of this point and the one that was there, each with the gain that the block prefers, the cheaper stays: the
+distortion never rises.
 """
 
 from __future__ import annotations

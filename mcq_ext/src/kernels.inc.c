@@ -12,8 +12,10 @@
 #include "factor.inc.c"
 #include "pyramid.inc.c"
 #include "shell.inc.c"
-#include "trellis.inc.c"
+#include "budget.inc.c"
 #include "rank.inc.c"
+#include "trellis.inc.c"
+#include "trellis_beam.inc.c"
 #include "hadamard.inc.c"
 
 const mcq_kernels MCQ_TABLE = {
@@ -39,7 +41,10 @@ const mcq_kernels MCQ_TABLE = {
     .pyramid_search = pyramid_search,
     .leader_search = leader_search,
     .shell_search = shell_search,
+    .budget_search = budget_search,
     .trellis_search = trellis_search,
+    .trellis_beam = trellis_beam,
+    .trellis_decode = trellis_decode,
     .lattice_rank = lattice_rank,
     .lattice_unrank = lattice_unrank,
     .hadamard = hadamard,

@@ -15,6 +15,8 @@
 /* Entry tables are padded with PAD_COST up to a multiple of PAD so that no kernel needs a remainder loop over entries. */
 #define MCQ_PAD 16
 #define MCQ_PAD_COST 3.0e38f
+/* Targets are kept within this, so that their squares fit in float. */
+#define LARGEST_TARGET 1e15f
 #define MAX_CODEBOOKS 64
 /* Rows that one tile of the search kernels handles together. */
 #define MCQ_TILE 8
@@ -66,11 +68,24 @@ typedef struct {
     const float *weights_N;
 } mcq_shell;
 
-/* The integer vectors of one budget under a full matrix, see trellis.inc.c. */
+/* The integer vectors of one budget under a full matrix, see budget.inc.c. */
 typedef struct {
     size_t N, budget;
     int squared;              /* the budget counts squares, not magnitudes */
     const float *factor_NN;   /* U, upper triangular with a positive diagonal */
+} mcq_budget;
+
+/* The bitshift trellis of L bits a state, see trellis.inc.c. */
+typedef struct {
+    size_t d, row_bytes;
+    unsigned state_bits;      /* L */
+    const uint32_t *offset_d; /* where the window of each entry begins, and after the last one the bits of a row */
+    const float *value_S;     /* of every state */
+    const float *weight_d;    /* of the squared error of each entry; not for decoding */
+    size_t groups;            /* stride of what trellis_search notes for an entry: 2^(L - least bits of an entry) */
+    size_t width;             /* of trellis_beam, as what follows */
+    const float *feedback_dd; /* (d, stride), first and last entries exchanged: what an error adds to later targets */
+    size_t stride;            /* a multiple of MCQ_PAD */
 } mcq_trellis;
 
 /* How many vectors precede, see rank.inc.c. F(n, r, m) is table[n row_step + r budget_step + (m + 1) value_step]. */
@@ -153,8 +168,18 @@ typedef struct {
                          uint8_t *gain_n, float *scratch, size_t n);
 
     /* y_nN near x inverse under U U^T. Scratch: MCQ_PAD (3 N + 3) (budget + 1) floats on a cache line. */
-    void (*trellis_search)(const mcq_trellis *trellis, const float *x_nN, const float *inverse_n, int16_t *y_nN,
+    void (*budget_search)(const mcq_budget *budget, const float *x_nN, const float *inverse_n, int16_t *y_nN,
                            float *scratch, size_t n);
+
+    /* packed_nB = rows of codes whose values are near x inverse: the cheapest ones, and those of a beam under feedback.
+     * Scratch: 2^(L + 1) floats on a cache line and d groups bytes; 276 width + d + 32 floats on one. */
+    void (*trellis_search)(const mcq_trellis *trellis, const float *x_nd, const float *inverse_n, uint8_t *packed_nB,
+                           float *scratch, uint8_t *member_dg, size_t n);
+    void (*trellis_beam)(const mcq_trellis *trellis, const float *x_nd, const float *inverse_n, uint8_t *packed_nB,
+                         float *scratch, size_t n);
+    /* out_nd = scale times the value of every window. Scratch: row_bytes + 4. */
+    void (*trellis_decode)(const mcq_trellis *trellis, const uint8_t *packed_nB, const float *scale_n, float *out_nd,
+                           uint8_t *scratch, size_t n);
 
     void (*lattice_rank)(const mcq_lattice *lattice, const int16_t *y_nN, uint64_t *rank_n, size_t n);
     void (*lattice_unrank)(const mcq_lattice *lattice, const uint64_t *rank_n, int16_t *y_nN, size_t n);

@@ -59,6 +59,22 @@ INLINE int vany_less(vf a, vf b)
 #endif
 }
 
+/* A bit for each lane where a <= b. */
+INLINE unsigned vmask_up_to(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ);
+#elif defined(__AVX2__)
+    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LE_OQ));
+#elif defined(__SSE2__)
+    return (unsigned)_mm_movemask_ps(_mm_cmple_ps((__m128)a, (__m128)b));
+#else
+    unsigned mask = 0;
+    for (int l = 0; l < VL; l++) mask |= (unsigned)(a[l] <= b[l]) << l;
+    return mask;
+#endif
+}
+
 /* In each lane yes where a < b, else no. */
 INLINE vf vselect(vf a, vf b, vf yes, vf no)
 {

@@ -1,70 +1,128 @@
-/* A lattice point near a target under a full matrix B = U U^T, U upper triangular, for pyramids and shells alike.
+/* Trellis codes: the value of an entry is a function of L bits of its row, those from its own bits on.
  *
- * |U^T e|^2 is a sum over entries of squares that each depend on the entries up to its own: coding entry after entry,
- * every error is fed forward to those that follow. Taken alone that would spend the budget blindly, so for every
- * budget that the first entries may have spent the best way is kept, with the errors it feeds forward, and extended:
- * dynamic programming with a survivor for each state. Exact where B is diagonal, otherwise very good. The sign of an
- * entry is that of its own target, so magnitudes alone are tried. Lanes are vectors as in pyramid.inc.c.
+ * Entries are coded from the last to the first. Each puts its k bits below the state, the last L bits so far, which
+ * picks its value: state' = (state << k | code) mod 2^L, and before the first step the state is 0. A state is thus the
+ * window of L bits at the place of its entry, zeros past the end of the row, and any entry can be decoded alone.
+ *
+ * Viterbi's search is exact where the metric couples no columns: of the paths that lead to a state only the cheapest
+ * counts. The 2^k states that follow group g = state mod 2^(L - k) are the same for all 2^k members of the group, so
+ * a minimum over members serves all of them. Members are 2^(L - k) apart and followers adjacent: both are read and
+ * written by whole vectors, and lanes are states. A byte for each group and entry tells the way back. Costs are kept
+ * relative to the cheapest, one step late, so that long rows lose no digits. On a tie the lowest member wins.
  */
-#define LARGEST_TARGET 1e15f
 
-static size_t spent(const mcq_trellis *t, size_t m) { return t->squared ? m * m : m; }
+typedef uint8_t vb __attribute__((vector_size(VL)));
 
-/* For all entries up to i: the best way to each budget r, from the costs and fed errors of those before. */
-static void extend(const mcq_trellis *t, size_t i, vf target, const vf *cost_R, const vf *fed_RN, vf *new_cost_R,
-                   vf *new_fed_RN, vf *chosen_R, vf *centre_R)
+INLINE float clamped(float target)
 {
-    size_t budgets = t->budget + 1, N = t->N;
-    const float *row = t->factor_NN + i * N;
-    float weight = row[i] * row[i];
-    for (size_t r = 0; r < budgets; r++) centre_R[r] = target + fed_RN[r * N + i] / row[i];
-    for (size_t r = 0; r < budgets; r++) {
-        vf best = vset1(INFINITY), magnitude = vset1(0.0f), centre = magnitude;
-        for (size_t m = 0; spent(t, m) <= r; m++) {
-            vf from = centre_R[r - spent(t, m)], distance = vabs(from) - (float)m;
-            vf candidate = cost_R[r - spent(t, m)] + weight * (distance * distance);
-            magnitude = vselect(candidate, best, vset1((float)m), magnitude);
-            centre = vselect(candidate, best, from, centre);
-            best = vmin(candidate, best);
+    return target > LARGEST_TARGET ? LARGEST_TARGET : target < -LARGEST_TARGET ? -LARGEST_TARGET : target;
+}
+
+/* Lanes i VL, i VL + 1, ... of v with every lane 2^k times. */
+INLINE vf repeat(vf v, int i, unsigned k)
+{
+    vi lane;
+    for (int l = 0; l < VL; l++) lane[l] = (i * VL + l) >> k;
+    return __builtin_shuffle(v, lane);
+}
+
+/* Costs new_S after one more entry, and the member of each group that leads there; returns the least of old_S. */
+INLINE float take_step(unsigned k, size_t states, const float *old_S, float *new_S, const float *value_S, float target,
+                       float weight, float base, uint8_t *member_g)
+{
+    size_t groups = states >> k;
+    vf least = vset1(INFINITY);
+    for (size_t g = 0; g < groups; g += VL) {
+        vf best = vload(old_S + g), member = vset1(0.0f);
+        for (int h = 1; h < 1 << k; h++) {
+            vf other = vload(old_S + g + h * groups);
+            member = vselect(other, best, vset1((float)h), member);
+            best = vmin(other, best);
         }
-        vf y = vselect(centre, vset1(0.0f), -magnitude, magnitude), error = target - y;
-        new_cost_R[r] = best;
-        chosen_R[r] = y;
-        for (size_t k = i + 1; k < N; k++) {
-            vf fed = fed_RN[r * N + k];
-            for (size_t m = 1; spent(t, m) <= r; m++)
-                fed = vselect(vabs(magnitude - (float)m), vset1(0.5f), fed_RN[(r - spent(t, m)) * N + k], fed);
-            new_fed_RN[r * N + k] = fed + row[k] * error;
+        vb bytes = __builtin_convertvector(__builtin_convertvector(member, vi), vb);
+        memcpy(member_g + g, &bytes, sizeof bytes);
+        least = vmin(best, least);
+        best -= base;
+#pragma GCC unroll 32
+        for (int i = 0; i < 1 << k; i++) {
+            vf error = target - vload(value_S + (g << k) + i * VL);
+            vstore(new_S + (g << k) + i * VL, repeat(best, i, k) + weight * (error * error));
+        }
+    }
+    return vhmin(least);
+}
+
+static float any_step(unsigned k, size_t states, const float *old_S, float *new_S, const float *value_S, float target,
+                      float weight, float base, uint8_t *member_g)
+{
+    switch (k) {
+    case 1: return take_step(1, states, old_S, new_S, value_S, target, weight, base, member_g);
+    case 2: return take_step(2, states, old_S, new_S, value_S, target, weight, base, member_g);
+    case 3: return take_step(3, states, old_S, new_S, value_S, target, weight, base, member_g);
+    case 4: return take_step(4, states, old_S, new_S, value_S, target, weight, base, member_g);
+    default: return take_step(5, states, old_S, new_S, value_S, target, weight, base, member_g);
+    }
+}
+
+static size_t least_of(const float *cost, size_t count)
+{
+    size_t best = 0;
+    for (size_t i = 1; i < count; i++) best = cost[i] < cost[best] ? i : best;
+    return best;
+}
+
+static unsigned width_of(const mcq_trellis *t, size_t j) { return t->offset_d[j + 1] - t->offset_d[j]; }
+
+/* Writes the k bits of entry j into a row of zeros. */
+static void put_code(const mcq_trellis *t, size_t j, size_t state, uint8_t *row)
+{
+    size_t at = t->offset_d[j];
+    unsigned bits = (unsigned)(state & ((1u << width_of(t, j)) - 1)) << (at & 7);
+    row[at >> 3] |= (uint8_t)bits;
+    if (bits >> 8) row[(at >> 3) + 1] |= (uint8_t)(bits >> 8);
+}
+
+static void trellis_search(const mcq_trellis *t, const float *x_nd, const float *inverse_n, uint8_t *packed_nB,
+                           float *scratch, uint8_t *member_dg, size_t n)
+{
+    size_t states = (size_t)1 << t->state_bits, d = t->d;
+    for (size_t row = 0; row < n; row++) {
+        const float *x = x_nd + row * d;
+        uint8_t *packed = packed_nB + row * t->row_bytes;
+        float *cost = scratch, *next = scratch + states, base = 0.0f;
+        cost[0] = 0.0f;
+        for (size_t s = 1; s < states; s++) cost[s] = INFINITY;
+        for (size_t j = d; j-- > 0;) {
+            float target = clamped(x[j] * inverse_n[row]);
+            float least = any_step(width_of(t, j), states, cost, next, t->value_S, target, t->weight_d[j], base,
+                                   member_dg + j * t->groups);
+            float *old = cost;
+            cost = next, next = old;
+            base = least - base;
+        }
+        memset(packed, 0, t->row_bytes);
+        size_t state = least_of(cost, states);
+        for (size_t j = 0; j < d; j++) {
+            unsigned k = width_of(t, j);
+            size_t group = state >> k;
+            put_code(t, j, state, packed);
+            state = group | (size_t)member_dg[j * t->groups + group] << (t->state_bits - k);
         }
     }
 }
 
-static void trellis_search(const mcq_trellis *t, const float *x_nN, const float *inverse_n, int16_t *y_nN, float *scratch,
-                           size_t n)
+static void trellis_decode(const mcq_trellis *t, const uint8_t *packed_nB, const float *scale_n, float *out_nd,
+                           uint8_t *scratch, size_t n)
 {
-    size_t budgets = t->budget + 1, N = t->N;
-    vf *cost = (vf *)scratch, *new_cost = cost + budgets, *centre = new_cost + budgets, *chosen = centre + budgets;
-    vf *fed = chosen + N * budgets, *new_fed = fed + N * budgets, a[MAX_GROUP];
-    for (size_t start = 0; start < n; start += VL) {
-        size_t rows = n - start < VL ? n - start : VL;
-        for (size_t l = 0; l < VL; l++) {
-            size_t row = start + (l < rows ? l : rows - 1);
-            for (size_t i = 0; i < N; i++) ((float *)a)[i * VL + l] = x_nN[row * N + i] * inverse_n[row];
+    uint32_t last = (1u << t->state_bits) - 1;
+    memset(scratch + t->row_bytes, 0, 4);
+    for (size_t row = 0; row < n; row++) {
+        memcpy(scratch, packed_nB + row * t->row_bytes, t->row_bytes);
+        for (size_t j = 0; j < t->d; j++) {
+            size_t at = t->offset_d[j];
+            const uint8_t *b = scratch + (at >> 3);
+            uint32_t bits = b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
+            out_nd[row * t->d + j] = t->value_S[bits >> (at & 7) & last] * scale_n[row];
         }
-        for (size_t r = 0; r < budgets; r++) cost[r] = vset1(r == 0 ? 0.0f : MCQ_PAD_COST);
-        memset(fed, 0, N * budgets * sizeof *fed);
-        for (size_t i = 0; i < N; i++) {
-            vf target = vmin(vmax(a[i], vset1(-LARGEST_TARGET)), vset1(LARGEST_TARGET));
-            extend(t, i, target, cost, fed, new_cost, new_fed, chosen + i * budgets, centre);
-            vf *old = cost, *old_fed = fed;
-            cost = new_cost, new_cost = old;
-            fed = new_fed, new_fed = old_fed;
-        }
-        for (size_t l = 0; l < rows; l++)
-            for (size_t i = N, r = t->budget; i-- > 0;) {
-                float y = chosen[i * budgets + r][l];
-                y_nN[(start + l) * N + i] = (int16_t)y;
-                r -= spent(t, (size_t)fabsf(y));
-            }
     }
 }

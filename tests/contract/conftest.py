@@ -58,6 +58,10 @@ WITHOUT_CODEBOOKS = [
     (mcq.ShellQuantizer, (4, 10, 2, "none", "lloyd", 4)),
     (mcq.ShellQuantizer, (16, 19, 1, "none", "theory", 2)),
     (mcq.ShellQuantizer, (1, 4, 3, "row", "lloyd", 1)),
+    (mcq.TrellisQuantizer, (2, 9, "row", 16)),
+    (mcq.TrellisQuantizer, (3.4, 9, "none", 20)),
+    (mcq.TrellisQuantizer, (1, 9, "none", 1)),
+    (mcq.TrellisQuantizer, (5, 10, "row", 7)),
 ]
 QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer, mcq.RelaxedQuantizer]
 ROUNDS = 3
@@ -107,6 +111,8 @@ class Case(NamedTuple):
             return D * self.options[0]
         if self.quantizer is mcq.GridQuantizer:
             return -(-D // self.options[0]) * (self.options[1] - 1).bit_length()
+        if self.quantizer is mcq.TrellisQuantizer:
+            return int(D * self.options[0])
         if not self.has_codebooks:  # a gain and a point of a lattice
             size, _, gain_bits, _, _, per_word = self.options
             word = (self.new().lattice.count << gain_bits) ** per_word

@@ -70,17 +70,17 @@ def test_leader_search(same, seed, n, size, num_leaders):
 
 @settings(max_examples=30)
 @given(SEEDS, ROWS, SIZES.filter(lambda size: size > 3), BUDGETS, st.booleans())
-def test_trellis_search(same, seed, n, size, budget, squared):
+def test_budget_search(same, seed, n, size, budget, squared):
     x, inverse, *_ = make(seed, n, size)
     rng = np.random.default_rng(seed)
     factor = np.triu(rng.standard_normal((size, size)), 1) / 2 + np.diag(np.exp(rng.standard_normal(size) / 2))
-    y = same(lambda kernels: kernels.trellis_search(x, inverse, factor.astype(np.float32), budget, squared))
+    y = same(lambda kernels: kernels.budget_search(x, inverse, factor.astype(np.float32), budget, squared))
     spent = np.square(y, dtype=int) if squared else np.abs(y.astype(int))
     assert (spent.sum(1) == budget).all()
 
 
 @pytest.mark.parametrize("kind", [Pyramid, Shell])
-def test_trellis_is_exact_without_coupling_and_near_with(kind):
+def test_budget_search_is_exact_without_coupling_and_near_with(kind):
     rng = np.random.default_rng(0)
     lattice, x, one = kind(5, 6), rng.standard_normal((300, 5)).astype(np.float32), np.ones(300, np.float32)
     every = points(5, 6, kind.squared)
@@ -137,7 +137,7 @@ def test_rank_and_unrank(same, seed, n, case):
 
 
 NO_ROWS = {
-    "trellis_search": lambda kernels: kernels.trellis_search(
+    "budget_search": lambda kernels: kernels.budget_search(
         np.empty((0, 4), np.float32), np.empty(0, np.float32), np.eye(4, dtype=np.float32), 3, False
     ),
     "pyramid_search": lambda kernels: kernels.pyramid_search(*make(0, 0, 4), 3),

@@ -76,14 +76,21 @@ def test_product_quantizers(run, folder, more):
     np.testing.assert_array_equal(np.load(out), expected.decode(expected.encode(np.load(x))))
 
 
-@pytest.mark.parametrize("kind", ["pyramid", "shell"])
-@pytest.mark.parametrize("more", [[], ["--bits", "1.5", "--group-size", "8", "--scale", "none"]])
-def test_quantizers_without_codebooks(run, folder, kind, more):
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("pyramid", mcq.PyramidQuantizer.of_rate),
+        ("shell", mcq.ShellQuantizer.of_rate),
+        ("trellis", mcq.TrellisQuantizer),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"bits": 1.5, "scale": "none"}], ids=str)
+def test_quantizers_without_codebooks(run, folder, kind, make, more):
     x, q, codes, out = (folder / name for name in ("x.npy", "q.mcq", "codes.mcq", "out.npy"))
-    fit = run("fit", x, "-o", q, "--quantizer", kind, "--codes", folder / "fit.mcq", *more)
+    flags = [part for name, value in more.items() for part in (f"--{name}", value)]
+    fit = run("fit", x, "-o", q, "--quantizer", kind, "--codes", folder / "fit.mcq", *flags)
     assert fit[0] == 0, fit
-    sizes = {"bits": 1.5, "group_size": 8, "scale": "none"} if more else {"bits": 2, "scale": "row"}
-    expected = {"pyramid": mcq.PyramidQuantizer, "shell": mcq.ShellQuantizer}[kind].of_rate(**sizes).fit(np.load(x))
+    expected = make(**{"bits": 2, "scale": "row"} | more).fit(np.load(x))
     assert mcq.load(q).config == expected.config
     assert run("encode", q, x, "-o", codes)[0] == run("decode", q, codes, "-o", out)[0] == 0
     assert run("inspect", codes)[0] == 0

@@ -66,6 +66,11 @@ def test_no_direction_is_nearer(size, pulses):
     np.testing.assert_allclose((x * y).sum(1) / np.linalg.norm(y, axis=1), cosines.max(1), rtol=1e-5)
 
 
-def test_too_many_partitions_for_a_search_by_angle():
-    with pytest.raises(mcq.ConfigError, match="at most 8192 partitions into 16 parts.*got 200"):
-        nearest_direction(np.ones((1, 16), np.float32), 200)
+@pytest.mark.parametrize(("size", "most"), [(3, 310), (8, 38), (16, 32), (24, 31)])
+def test_too_many_partitions_for_a_search_by_angle(size, most):
+    x = np.ones((1, size), np.float32)
+    assert np.abs(nearest_direction(x, most)).sum() == most
+    with pytest.raises(
+        mcq.ConfigError, match=f"at most {most} for a search by angle in groups of {size}.*got {most + 1}"
+    ):
+        nearest_direction(x, most + 1)
