@@ -123,36 +123,46 @@ def allocated(
     assert options.budget is not None  # noqa: S101
     identity = fingerprint(model, blocks, windows, replace(options, budget=None))
     identity = {name: value for name, value in identity.items() if not name.startswith("options.")}
-    identity |= {"precision": options.precision, "candidates": ", ".join(map(str, options.setting.candidates()))}
+    setting = options.setting
+    identity |= {"precision": options.precision, "candidates": ", ".join(map(str, setting.candidates()))}
     given = {layer.name for layer in plan if any(re.search(o.pattern, layer.name) for o in options.overrides)}
     free = [layer for layer in quantized(plan) if layer.name not in given]
     if not free:
         raise ConfigError("the overrides leave no layer whose setting could be chosen; leave out some of them")
     ledger = Ledger(None if cache is None else cache / "curves.jsonl", identity)
     curves = measure_curves(model, blocks, windows, options, free, ledger)
-    counts = sensitivities(options.budget.sensitivity, model, blocks, windows, options, curves, cache, identity)
-    units = []
-    for layer in free:
-        curve = curves.get(layer.name)
-        if curve is None:
-            continue  # never computed: it will stay dense
-        costs = [_bits(planned(layer.name, layer.rows, layer.columns, s, options)) for s in curve.errors]
-        units.append(
-            Unit(layer.name, list(curve.errors), costs, [counts[layer.name] * e for e in curve.errors.values()])
-        )
-    room = _budget(model, plan, options) - sum(_bits(layer) for layer in plan if layer.name not in curves)
-    ties = _ties(curves) if options.budget.tie else ()
-    found = allocate(units, max(room, 0), ties=ties)
+    free = [layer for layer in free if layer.name in curves]  # others never compute, and will stay dense
+    costs = {
+        layer.name: [_bits(planned(layer.name, layer.rows, layer.columns, s, options)) for s in setting.candidates()]
+        for layer in free
+    }
+    room = max(_budget(model, plan, options) - sum(_bits(layer) for layer in plan if layer.name not in curves), 0)
+    alike = _uniform(setting, costs, curves, room)
+    counts = sensitivities(options.budget.sensitivity, model, blocks, windows, options, alike, curves, cache, identity)
+    units = [
+        Unit(name, list(curve.errors), costs[name], [counts[name] * error for error in curve.errors.values()])
+        for name, curve in curves.items()
+    ]
+    found = allocate(units, room, ties=_ties(curves) if options.budget.tie else ())
     chosen = {name: choice.setting for name, choice in found.chosen.items()}
     result: list[Layer] = []
     for old in plan:
-        setting = chosen.get(old.name)
-        if isinstance(setting, Setting):
-            new = planned(old.name, old.rows, old.columns, setting, options)
-            result.append(replace(new, predicted=curves[old.name].errors[setting]))
+        own = chosen.get(old.name)
+        if isinstance(own, Setting):
+            new = planned(old.name, old.rows, old.columns, own, options)
+            result.append(replace(new, predicted=curves[old.name].errors[own]))
         else:
             result.append(old)
     return result, found
+
+
+def _uniform(setting: Setting, costs: Mapping[str, list[int]], curves: Mapping[str, Curve], room: int) -> Setting:
+    """Return the candidate that all layers could share within `room` bits with the least errors, or the smallest."""
+    candidates = setting.candidates()
+    sizes = [sum(costs[name][i] for name in curves) for i in range(len(candidates))]
+    errors = [sum(curve.errors[candidate] for curve in curves.values()) for candidate in candidates]
+    fitting = [i for i, size in enumerate(sizes) if size <= room] or [int(np.argmin(sizes))]
+    return candidates[min(fitting, key=lambda i: errors[i])]
 
 
 def _bits(layer: Layer) -> int:

@@ -93,7 +93,11 @@ def linear_layers(block: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
 
 def get_weight(layer: nn.Module) -> torch.Tensor:
     """Return the weight as (outputs, inputs); GPT-2's Conv1D stores its transpose."""
-    weight: torch.Tensor = layer.get_parameter("weight").detach()
+    return as_stored_by(layer, layer.get_parameter("weight").detach())
+
+
+def as_stored_by(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight of shape (outputs, inputs) in the shape that the parameter of `layer` has."""
     return weight.T if isinstance(layer, Conv1D) else weight
 
 

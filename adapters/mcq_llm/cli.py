@@ -34,9 +34,7 @@ def quantize_command(
     allocate: Annotated[
         bool, typer.Option("--allocate", help="Choose the setting of each layer within --bits.")
     ] = False,
-    sensitivity: Annotated[
-        str, typer.Option(help="What errors count: activation, noise, fisher, gradient, measured, or a JSON file.")
-    ] = "fisher",
+    sensitivity: Annotated[str, typer.Option(help="What errors count: see docs, or a JSON file.")] = "fisher",
     tie: Annotated[
         bool, typer.Option("--tie", help="One setting for layers with the same input, as q, k and v.")
     ] = False,

@@ -7,7 +7,9 @@ of its inputs. So what the Gram tells is not counted again: a provider adds what
 - ``noise``: random weights D are added to one layer at a time, and the Kullback-Leibler divergence of the next-token
   distributions is divided by the relative error that they make (the linearity theorem of HIGGS, Malinovskii et al.,
   NAACL 2025).
-- ``measured``: the same, with D the error of the layer when it is quantized.
+- ``measured``: the same, with D the error of the layer when it is quantized, with a setting within the budget.
+- ``attributed``: all layers are quantized so at once, and the divergence is shared out among them
+  (`mcq_llm.attribution`).
 - ``fisher``: the divergence to second order, 1/2 sum F D^2. The diagonal F of the Fisher information is the mean square
   of the gradient of a label that is drawn from the model's own prediction.
 - ``gradient``: the same with principal components of the last hidden states in place of labels (CVXQ, Young, 2024).
@@ -29,12 +31,14 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from mcq.errors import ConfigError, FormatError
+from mcq_llm.attribution import attributed
 from mcq_llm.blocks import Blocks, get_weight, set_weight
 from mcq_llm.config import Options
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
+from mcq_llm.setting import Setting
 
-PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured")
+PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attributed")
 
 #: Relative errors of the noise; the factor is a mean over them.
 LEVELS = (0.01, 0.04)
@@ -44,6 +48,8 @@ DIVERGENCE_SEQUENCES, DIVERGENCE_TOKENS = 4, 128
 GRADIENT_SEQUENCES, GRADIENT_TOKENS = 16, 256
 #: Principal components of the last hidden states, and tokens from one that they are taken of to the next.
 COMPONENTS, STRIDE = 64, 8
+#: Least share of a layer in a divergence, relative to an equal one: shares near 0, or below, are uncertain.
+LEAST_SHARE = 0.05
 LEAST = 1e-12
 
 
@@ -61,6 +67,7 @@ def sensitivities(
     blocks: Blocks,
     windows: torch.Tensor,
     options: Options,
+    setting: Setting,
     layers: Mapping[str, Power],
     cache: Path | None,
     identity: Mapping[str, str],
@@ -78,6 +85,8 @@ def sensitivities(
     windows : tensor of shape (sequences, window), int64
         Calibration tokens.
     options : Options
+    setting : Setting
+        That layers are quantized with, where a provider needs to know what their errors are like.
     layers : mapping of str to Power
         By full name.
     cache : Path or None
@@ -102,24 +111,45 @@ def sensitivities(
             f"the sensitivity {provider!r} needs all weights in memory, each layer a module of its own; leave out "
             f"--stream, and for fused experts take --sensitivity activation, or a file"
         )
+    if provider in ("measured", "attributed"):
+        identity = {**identity, "setting": str(setting)}
     ledger = Ledger(None if cache is None else cache / f"sensitivity-{provider}.jsonl", identity)
-    missing = [name for name in layers if name not in ledger]
+    missing = {name: modules[name] for name in layers if name not in ledger}
     if missing and provider == "noise":
         meter = Divergence(model, blocks, windows)
-        for name in tqdm(missing, desc="noise", unit="layer", smoothing=0):
-            ledger[name] = _noise(meter, name, modules[name], layers[name].power)
+        for name, layer in tqdm(missing.items(), desc="noise", unit="layer", smoothing=0):
+            ledger[name] = _noise(meter, name, layer, layers[name].power)
     elif missing and provider == "measured":
         meter = Divergence(model, blocks, windows)
-        for seen in observe(model, blocks, windows, options, missing):
-            quantizer = options.setting.quantizer()
-            rebuilt = quantizer.decode(quantizer.fit_encode(seen.weight, seen.statistics.metric, seed=options.seed))
-            error = max(seen.statistics.metric.relative_error(seen.weight, rebuilt), LEAST)
-            ledger[seen.name] = meter.of(seen.name, seen.layer, torch.from_numpy(rebuilt)) / error
+        for name, weight, error in _quantized(model, blocks, windows, options, setting, missing):
+            ledger[name] = meter.of(name, missing[name], weight) / error
+    elif missing and provider == "attributed":
+        found = list(_quantized(model, blocks, windows, options, setting, missing))
+        coded = {name: weight for name, weight, _ in found}
+        shares = attributed(model, missing, coded, _spread(windows, GRADIENT_SEQUENCES, GRADIENT_TOKENS))
+        least = LEAST_SHARE * math.fsum(shares.values()) / len(shares)
+        for name, _, error in found:
+            ledger[name] = max(shares[name], least) / error
     elif missing:
-        squares = _mean_squares(model, {name: modules[name] for name in missing}, windows, provider == "fisher")
+        squares = _mean_squares(model, missing, windows, provider == "fisher")
         for name, square in squares.items():
             ledger[name] = square * layers[name].power / 2
     return _scaled({name: ledger[name] for name in layers if name in ledger})
+
+
+def _quantized(
+    model: PreTrainedModel,
+    blocks: Blocks,
+    windows: torch.Tensor,
+    options: Options,
+    setting: Setting,
+    names: Collection[str],
+) -> Iterator[tuple[str, torch.Tensor, float]]:
+    """Quantize layers by their inputs in the original model; yield name, weight and relative error of each."""
+    for seen in observe(model, blocks, windows, options, names):
+        quantizer, metric = setting.quantizer(), seen.statistics.metric
+        rebuilt = quantizer.decode(quantizer.fit_encode(seen.weight, metric, seed=options.seed))
+        yield seen.name, torch.from_numpy(rebuilt), max(metric.relative_error(seen.weight, rebuilt), LEAST)
 
 
 def _scaled(found: Mapping[str, float]) -> dict[str, float]:

@@ -152,7 +152,7 @@ def measure(folders, text):
     def call(provider, cache=None):
         blocks = find_blocks(model)
         layers = {name: Layer() for index in range(2) for name in blocks.layers(index)}
-        return sensitivities(provider, model, blocks, windows, options, layers, cache, {}), model
+        return sensitivities(provider, model, blocks, windows, options, options.setting, layers, cache, {}), model
 
     return call
 
@@ -175,7 +175,9 @@ def test_the_fisher_information_predicts_the_divergence_of_small_noise(folders, 
     options = mcq_llm.Options(**TEXT)
     names = [name for index in range(2) for name in blocks.layers(index)]
     meter = Divergence(model, blocks, windows)
-    fisher = sensitivities("fisher", model, blocks, windows, options, dict.fromkeys(names, Layer()), None, {})
+    fisher = sensitivities(
+        "fisher", model, blocks, windows, options, options.setting, dict.fromkeys(names, Layer()), None, {}
+    )
     generator = torch.Generator().manual_seed(1)
     measured = {}
     for name in names:
