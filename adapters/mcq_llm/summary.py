@@ -25,6 +25,7 @@ class LayerLine:
     setting: str
     error_before: float
     error_after: float
+    error_predicted: float | None
     seconds: float
     peak_megabytes: float
     bits_payload: float
@@ -67,12 +68,16 @@ class LayerLine:
 
 @dataclass(frozen=True)
 class Group:
-    """Several layers together: errors are plain means over layers, bits are per weight, seconds are sums."""
+    """Several layers together: errors are plain means over layers, bits are per weight, seconds are sums.
+
+    What was predicted is None where not all layers have a prediction.
+    """
 
     layers: int
     weights: int
     error_before: float
     error_after: float
+    error_predicted: float | None
     bits_payload: float
     bits_all_in: float
     seconds: float
@@ -81,11 +86,13 @@ class Group:
     def of(cls, lines: Sequence[LayerLine]) -> Group:
         """Take sums and means."""
         weights = sum(line.weights for line in lines)
+        predicted = [line.error_predicted for line in lines if line.error_predicted is not None]
         return cls(
             layers=len(lines),
             weights=weights,
             error_before=sum(line.error_before for line in lines) / len(lines),
             error_after=sum(line.error_after for line in lines) / len(lines),
+            error_predicted=sum(predicted) / len(lines) if len(predicted) == len(lines) else None,
             bits_payload=sum(line.bits_payload * line.weights for line in lines) / weights,
             bits_all_in=sum(line.bits_all_in * line.weights for line in lines) / weights,
             seconds=sum(line.seconds for line in lines),

@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 def line(layer, **changes):
     values = {"rows": 4, "columns": 16, "setting": "2x8 g8", "error_before": 0.2, "error_after": 0.02, "seconds": 1.5}
-    values |= {"peak_megabytes": 500.0, "bits_payload": 2.0, "bits_all_in": 3.0}
+    values |= {"error_predicted": None, "peak_megabytes": 500.0, "bits_payload": 2.0, "bits_all_in": 3.0}
     return {"layer": layer, **values, **changes}
 
 
@@ -127,6 +127,19 @@ def test_numbers_of_the_whole_and_of_kinds(folder):
     assert found.kinds["attn.q_proj"].error_after == pytest.approx((0.01 + 0.04 + 0.07) / 3)
     assert (found.total.layers, found.total.weights, found.total.seconds) == (9, 576, 13.5)
     assert [each.depth for each in found.lines] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_predicted_errors_are_beside_the_measured_ones(folder, page):
+    assert "Predicted:" not in page
+    lines = [line(name, error_predicted=0.0123 * (i < 8) or None) for i, name in enumerate(NAMES)]
+    (folder / "quantize.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    found = summarize(folder)
+    assert found.kinds["attn.q_proj"].error_predicted == pytest.approx(0.0123)
+    assert found.total.error_predicted is None  # the last layer has none
+    write_report(folder)
+    text = Page((folder / "report.html").read_text()).whole_text
+    assert "Predicted: of each layer alone" in text
+    assert text.count("0.0123") == 8 + 1
 
 
 def test_bits_are_weighted_by_size(folder):
