@@ -43,7 +43,9 @@ CODECS = {
     "round to nearest": "codec:scalar,feedback:0",
 }
 BITS = (2.25, 2.5, 3.0, 3.25, 4.0)
-COLOURS = plt.get_cmap("tab20").colors
+COLOURS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
+#: Style and fill of the marks, with one setting for all layers and allocated.
+STYLES = {False: ("--", "white"), True: ("-", None)}
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,11 @@ def draw(rows: list[Row], path: Path) -> None:
         strict=True,
     ):
         for codec, colour in zip(codecs, COLOURS, strict=False):
-            for allocated, style in ((False, "--"), (True, "-")):
+            for allocated, (style, fill) in STYLES.items():
                 part = [row for row in rows if row.codec == codec and (row.settings == "allocated") == allocated]
                 points = sorted((row.all_in, getattr(row, name)) for row in part)
-                panel.plot(*zip(*points, strict=True), style, marker=".", color=colour) if points else None
+                if points:
+                    panel.plot(*zip(*points, strict=True), style, marker="o", ms=4, mfc=fill or colour, color=colour)
         panel.set(xlabel="bits per weight, all-in", title=title, yscale="log")
         panel.title.set_fontsize(9)
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
@@ -151,8 +154,8 @@ def draw(rows: list[Row], path: Path) -> None:
         panel.grid(alpha=0.25)
     handles = [Line2D([], [], color=colour, label=codec) for codec, colour in zip(codecs, COLOURS, strict=False)]
     handles += [
-        Line2D([], [], color="black", linestyle=style, label=label)
-        for style, label in (("--", "one setting"), ("-", "allocated"))
+        Line2D([], [], color="black", linestyle=style, marker="o", ms=4, mfc=fill or "black", label=label)
+        for (style, fill), label in zip(STYLES.values(), ("one setting", "allocated"), strict=True)
     ]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     figure.savefig(path, metadata={"Date": None})
@@ -169,7 +172,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--window", type=int, default=1024, help="tokens per sequence, of both texts")
     parser.add_argument("--windows", type=int, default=8, help="of the evaluation")
-    parser.add_argument("--sensitivity", default="fisher")
+    parser.add_argument("--sensitivity", default="attributed")
     parser.add_argument("--results", type=Path, default=Path("codecs.jsonl"), help="file of what was measured")
     parser.add_argument(
         "--cache", type=Path, default=Path("codecs-measured"), help="folder of what allocations measure"

@@ -115,10 +115,10 @@ class AdditiveSetting(Setting):
 
     def cost(self, rows: int, columns: int) -> mcq.Bits:  # noqa: D102
         row = self.codebooks * self.groups(columns) * self.bits
-        codebooks = (
-            16 * self.codebooks * 2**self.bits * self.group + 32 + (64 if self.rotate else 0)
-        )  # and gain and seed
-        all_in = rows * (8 * -(-row // 8) + 16 * self.scales(columns)) + codebooks
+        entries = 2**self.bits * self.group
+        codebook = 16 * entries if self.dtype == "float16" else 8 * entries + 32  # and its step
+        shared = self.codebooks * codebook + 32 + (64 if self.rotate else 0)  # and gain and seed
+        all_in = rows * (8 * -(-row // 8) + 16 * self.scales(columns)) + shared
         return mcq.Bits(row / columns, all_in / (rows * columns))
 
     def __str__(self) -> str:
