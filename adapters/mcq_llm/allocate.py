@@ -25,6 +25,7 @@ from mcq_llm.config import Options
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
 from mcq_llm.plan import Layer, planned, quantized
+from mcq_llm.prepared import Prepared
 from mcq_llm.sensitivity import sensitivities
 from mcq_llm.setting import Setting
 from mcq_llm.storage import as_stored
@@ -96,22 +97,15 @@ def measure_curves(
     }
 
 
-def allocated(
-    model: PreTrainedModel,
-    blocks: Blocks,
-    windows: torch.Tensor,
-    options: Options,
-    plan: Sequence[Layer],
-    cache: Path | None,
-) -> tuple[list[Layer], Allocation]:
+def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allocation]:
     """Return the plan with settings that suit the budget of the options, and how they were chosen.
 
     Layers that an override matches keep what it says.
 
     Parameters
     ----------
-    model, blocks, windows, options, plan
-        As for `measure_curves`.
+    prepared : Prepared
+        Its model stays as it is.
     cache : Path or None
         Folder for measurements, to take them up from again.
 
@@ -120,6 +114,8 @@ def allocated(
     ConfigError
         If the budget cannot be met.
     """
+    model, blocks, windows = prepared.model, prepared.blocks, prepared.windows
+    plan, options = prepared.plan, prepared.options
     assert options.budget is not None  # noqa: S101
     identity = fingerprint(model, blocks, windows, replace(options, budget=None))
     identity = {name: value for name, value in identity.items() if not name.startswith("options.")}
@@ -137,8 +133,9 @@ def allocated(
         for layer in free
     }
     room = max(_budget(model, plan, options) - sum(_bits(layer) for layer in plan if layer.name not in curves), 0)
-    alike = _uniform(setting, costs, curves, room)
-    counts = sensitivities(options.budget.sensitivity, model, blocks, windows, options, alike, curves, cache, identity)
+    shared = _uniform(setting, costs, curves, room)
+    alike = [planned(old.name, old.rows, old.columns, shared, options) if old in free else old for old in plan]
+    counts = sensitivities(options.budget.sensitivity, replace(prepared, plan=alike), curves, cache, identity)
     units = [
         Unit(name, list(curve.errors), costs[name], [counts[name] * error for error in curve.errors.values()])
         for name, curve in curves.items()

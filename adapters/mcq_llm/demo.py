@@ -25,7 +25,8 @@ from mcq_llm.config import Options
 from mcq_llm.evaluate import perplexity
 from mcq_llm.memory import peak_megabytes, return_freed_memory
 from mcq_llm.plan import mean_bits
-from mcq_llm.prepare import Prepared, prepare
+from mcq_llm.prepare import prepare
+from mcq_llm.prepared import Prepared
 from mcq_llm.run import write
 from mcq_llm.storage import new_folder
 from mcq_llm.text import first_windows, python_documentation, tokenize

@@ -3,61 +3,23 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mcq.errors import ConfigError
-from mcq.rate import Allocation
 from mcq_llm.allocate import allocated
-from mcq_llm.blocks import Blocks, find_blocks
+from mcq_llm.blocks import find_blocks
 from mcq_llm.config import Options
 from mcq_llm.load import load, load_streamed, require_dense
-from mcq_llm.plan import Layer, make_plan, plan_table, predict_seconds, quantized, require_aqlm, require_mcq
+from mcq_llm.plan import make_plan, plan_table, predict_seconds, quantized, require_aqlm, require_mcq
 from mcq_llm.precision import resolve
+from mcq_llm.prepared import Prepared
 from mcq_llm.text import spread_windows, text_hash, tokenize
 from mcq_llm.world import ALONE, World
 
 log = logging.getLogger("mcq")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model that passed every check and can be quantized.
-
-    Attributes
-    ----------
-    model : PreTrainedModel
-    tokenizer : PreTrainedTokenizerBase
-    blocks : Blocks
-        Of `model`.
-    plan : list of Layer
-    windows : tensor of shape (sequences, window), int64
-        Calibration tokens.
-    options : Options
-        With the precisions that "auto" stands for on this machine.
-    text : str
-        `text_hash` of the calibration text.
-    allocation : mcq.rate.Allocation or None
-        How the settings were chosen, if that was asked for.
-    spill : Path or None
-        Folder for the activations, if they are not to stay in memory.
-    world : World
-        The processes that share the work; each has prepared the same.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    blocks: Blocks
-    plan: list[Layer]
-    windows: torch.Tensor
-    options: Options
-    text: str = ""
-    allocation: Allocation | None = None
-    spill: Path | None = None
-    world: World = ALONE
 
 
 def prepare(
@@ -99,9 +61,10 @@ def prepare(
     options = _resolved(options, model.device)
     plan = make_plan(blocks, options)
     windows = spread_windows(tokenize(tokenizer, text), options.tokens // options.window, options.window)
-    allocation = None
+    prepared = Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), None, spill, world)
     if options.budget is not None:
-        plan, allocation = world.from_first(lambda: allocated(model, blocks, windows, options, plan, cache))
+        plan, allocation = world.from_first(lambda: allocated(prepared, cache))
+        prepared = replace(prepared, plan=plan, allocation=allocation)
     for setting in {layer.setting for layer in quantized(plan)}:
         setting.quantizer()  # refuses options that do not go together
     if options.format == "aqlm":
@@ -109,7 +72,7 @@ def prepare(
             log.warning(warning)
     elif options.format == "mcq":
         require_mcq(plan, blocks)
-    return Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), allocation, spill, world)
+    return prepared
 
 
 def described(prepared: Prepared) -> str:

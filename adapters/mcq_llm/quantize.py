@@ -31,7 +31,7 @@ from mcq_llm.memory import peak_megabytes
 from mcq_llm.moments import Statistics
 from mcq_llm.plan import PlannedLayer, quantized
 from mcq_llm.precision import compute_type
-from mcq_llm.prepare import Prepared
+from mcq_llm.prepared import Prepared
 from mcq_llm.storage import as_stored, round_to_stored
 from mcq_llm.tune import TuneReport, tune_block
 

@@ -13,7 +13,8 @@ from mcq_llm.checkpoint import Checkpoint, fingerprint
 from mcq_llm.config import Options
 from mcq_llm.export import finish
 from mcq_llm.html_report import write_report
-from mcq_llm.prepare import Prepared, prepare
+from mcq_llm.prepare import prepare
+from mcq_llm.prepared import Prepared
 from mcq_llm.quantize import BlockReport, LayerReport, quantize
 from mcq_llm.storage import MEASURED, resumable_folder, write_bytes
 from mcq_llm.summary import LINES

@@ -8,8 +8,8 @@ of its inputs. So what the Gram tells is not counted again: a provider adds what
   distributions is divided by the relative error that they make (the linearity theorem of HIGGS, Malinovskii et al.,
   NAACL 2025).
 - ``measured``: the same, with D the error of the layer when it is quantized, with a setting within the budget.
-- ``attributed``: all layers are quantized so at once, and the divergence is shared out among them
-  (`mcq_llm.attribution`).
+- ``attributed``: the whole model is quantized so, in the same walk as it will be, and its divergence is shared out
+  among the layers (`mcq_llm.attribution`).
 - ``fisher``: the divergence to second order, 1/2 sum F D^2. The diagonal F of the Fisher information is the mean square
   of the gradient of a label that is drawn from the model's own prediction.
 - ``gradient``: the same with principal components of the last hidden states in place of labels (CVXQ, Young, 2024).
@@ -33,10 +33,11 @@ from transformers import PreTrainedModel
 from mcq.errors import ConfigError, FormatError
 from mcq_llm.attribution import attributed
 from mcq_llm.blocks import Blocks, get_weight, set_weight
-from mcq_llm.config import Options
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
-from mcq_llm.setting import Setting
+from mcq_llm.plan import quantized
+from mcq_llm.prepared import Prepared
+from mcq_llm.rehearsal import rehearse
 
 PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attributed")
 
@@ -45,7 +46,7 @@ LEVELS = (0.01, 0.04)
 #: Sequences, and tokens of each, that divergences are measured on.
 DIVERGENCE_SEQUENCES, DIVERGENCE_TOKENS = 4, 128
 #: Sequences, and tokens of each, that gradients are taken of.
-GRADIENT_SEQUENCES, GRADIENT_TOKENS = 16, 256
+GRADIENT_TEXT = 16, 256
 #: Principal components of the last hidden states, and tokens from one that they are taken of to the next.
 COMPONENTS, STRIDE = 64, 8
 #: Least share of a layer in a divergence, relative to an equal one: shares near 0, or below, are uncertain.
@@ -62,15 +63,7 @@ class Power(Protocol):
 
 
 def sensitivities(
-    provider: str,
-    model: PreTrainedModel,
-    blocks: Blocks,
-    windows: torch.Tensor,
-    options: Options,
-    setting: Setting,
-    layers: Mapping[str, Power],
-    cache: Path | None,
-    identity: Mapping[str, str],
+    provider: str, prepared: Prepared, layers: Mapping[str, Power], cache: Path | None, identity: Mapping[str, str]
 ) -> dict[str, float]:
     """Return what the relative error of each layer counts; the mean over layers is 1.
 
@@ -78,15 +71,9 @@ def sensitivities(
     ----------
     provider : str
         One of `PROVIDERS`, or the path of a JSON file.
-    model : PreTrainedModel
-        The original, which is afterwards as before.
-    blocks : Blocks
-        Of `model`.
-    windows : tensor of shape (sequences, window), int64
-        Calibration tokens.
-    options : Options
-    setting : Setting
-        That layers are quantized with, where a provider needs to know what their errors are like.
+    prepared : Prepared
+        With the original model, which is afterwards as before, and a plan with one setting for all `layers`: where a
+        provider needs to know what errors are like, they are those of this plan.
     layers : mapping of str to Power
         By full name.
     cache : Path or None
@@ -105,15 +92,19 @@ def sensitivities(
         return dict.fromkeys(layers, 1.0)
     if provider not in PROVIDERS:
         return _scaled(_given(Path(provider), layers))
+    model, blocks, windows = prepared.model, prepared.blocks, prepared.windows
     modules = dict(model.named_modules())
     if blocks.shards is not None or any(name not in modules for name in layers):
         raise ConfigError(
             f"the sensitivity {provider!r} needs all weights in memory, each layer a module of its own; leave out "
             f"--stream, and for fused experts take --sensitivity activation, or a file"
         )
+    decisive = dict(identity)
     if provider in ("measured", "attributed"):
-        identity = {**identity, "setting": str(setting)}
-    ledger = Ledger(None if cache is None else cache / f"sensitivity-{provider}.jsonl", identity)
+        decisive["settings"] = ", ".join(sorted({str(layer.setting) for layer in quantized(prepared.plan)}))
+    if provider == "attributed":
+        decisive |= {name: str(getattr(prepared.options, name)) for name in ("target", "correction", "damping", "seed")}
+    ledger = Ledger(None if cache is None else cache / f"sensitivity-{provider}.jsonl", decisive)
     missing = {name: modules[name] for name in layers if name not in ledger}
     if missing and provider == "noise":
         meter = Divergence(model, blocks, windows)
@@ -121,35 +112,24 @@ def sensitivities(
             ledger[name] = _noise(meter, name, layer, layers[name].power)
     elif missing and provider == "measured":
         meter = Divergence(model, blocks, windows)
-        for name, weight, error in _quantized(model, blocks, windows, options, setting, missing):
-            ledger[name] = meter.of(name, missing[name], weight) / error
+        settings = {layer.name: layer.setting for layer in quantized(prepared.plan)}
+        for seen in observe(model, blocks, windows, prepared.options, missing):
+            quantizer, metric = settings[seen.name].quantizer(), seen.statistics.metric
+            rebuilt = quantizer.decode(quantizer.fit_encode(seen.weight, metric, seed=prepared.options.seed))
+            error = max(metric.relative_error(seen.weight, rebuilt), LEAST)
+            ledger[seen.name] = meter.of(seen.name, seen.layer, torch.from_numpy(rebuilt)) / error
     elif missing and provider == "attributed":
-        found = list(_quantized(model, blocks, windows, options, setting, missing))
-        coded = {name: weight for name, weight, _ in found}
-        shares = attributed(model, missing, coded, _spread(windows, GRADIENT_SEQUENCES, GRADIENT_TOKENS))
+        found = rehearse(prepared)
+        coded = {name: weight for name, (weight, _) in found.items()}
+        shares = attributed(model, modules, coded, _spread(windows, *GRADIENT_TEXT))
         least = LEAST_SHARE * math.fsum(shares.values()) / len(shares)
-        for name, _, error in found:
-            ledger[name] = max(shares[name], least) / error
+        for name in missing:
+            ledger[name] = max(shares[name], least) / max(found[name][1], LEAST)
     elif missing:
         squares = _mean_squares(model, missing, windows, provider == "fisher")
         for name, square in squares.items():
             ledger[name] = square * layers[name].power / 2
     return _scaled({name: ledger[name] for name in layers if name in ledger})
-
-
-def _quantized(
-    model: PreTrainedModel,
-    blocks: Blocks,
-    windows: torch.Tensor,
-    options: Options,
-    setting: Setting,
-    names: Collection[str],
-) -> Iterator[tuple[str, torch.Tensor, float]]:
-    """Quantize layers by their inputs in the original model; yield name, weight and relative error of each."""
-    for seen in observe(model, blocks, windows, options, names):
-        quantizer, metric = setting.quantizer(), seen.statistics.metric
-        rebuilt = quantizer.decode(quantizer.fit_encode(seen.weight, metric, seed=options.seed))
-        yield seen.name, torch.from_numpy(rebuilt), max(metric.relative_error(seen.weight, rebuilt), LEAST)
 
 
 def _scaled(found: Mapping[str, float]) -> dict[str, float]:
@@ -247,7 +227,7 @@ def _mean_squares(
     """
     weights = [layer.get_parameter("weight") for layer in layers.values()]
     generator = torch.Generator().manual_seed(0)
-    sequences = _spread(windows, GRADIENT_SEQUENCES, GRADIENT_TOKENS)
+    sequences = _spread(windows, *GRADIENT_TEXT)
     scalar = _likelihood if labels else _components(model, sequences)
     sums = [0.0] * len(weights)
     was_asked = [weight.requires_grad for weight in weights]

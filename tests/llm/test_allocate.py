@@ -16,8 +16,9 @@ from mcq_llm.codecs import CODECS
 from mcq_llm.config import Budget
 from mcq_llm.load import load
 from mcq_llm.overrides import Override
-from mcq_llm.plan import mean_bits, quantized
+from mcq_llm.plan import make_plan, mean_bits, quantized
 from mcq_llm.prepare import prepare
+from mcq_llm.prepared import Prepared
 from mcq_llm.run import run
 from mcq_llm.sensitivity import PROVIDERS, Divergence, sensitivities
 from mcq_llm.text import spread_windows, tokenize
@@ -152,7 +153,8 @@ def measure(folders, text):
     def call(provider, cache=None):
         blocks = find_blocks(model)
         layers = {name: Layer() for index in range(2) for name in blocks.layers(index)}
-        return sensitivities(provider, model, blocks, windows, options, options.setting, layers, cache, {}), model
+        prepared = Prepared(model, tokenizer, blocks, make_plan(blocks, options), windows, options)
+        return sensitivities(provider, prepared, layers, cache, {}), model
 
     return call
 
@@ -175,9 +177,8 @@ def test_the_fisher_information_predicts_the_divergence_of_small_noise(folders, 
     options = mcq_llm.Options(**TEXT)
     names = [name for index in range(2) for name in blocks.layers(index)]
     meter = Divergence(model, blocks, windows)
-    fisher = sensitivities(
-        "fisher", model, blocks, windows, options, options.setting, dict.fromkeys(names, Layer()), None, {}
-    )
+    prepared = Prepared(model, tokenizer, blocks, make_plan(blocks, options), windows, options)
+    fisher = sensitivities("fisher", prepared, dict.fromkeys(names, Layer()), None, {})
     generator = torch.Generator().manual_seed(1)
     measured = {}
     for name in names:
@@ -188,6 +189,21 @@ def test_the_fisher_information_predicts_the_divergence_of_small_noise(folders, 
     ratios = torch.tensor([measured[name] / fisher[name] for name in names]).log()
     assert ratios.std() < 0.4
     assert torch.tensor(list(fisher.values())).log().std() > 2 * ratios.std()
+
+
+@pytest.mark.parametrize("codec", ["additive", "grid"])
+def test_the_divergence_of_a_rehearsal_decides(folders, text, tmp_path, codec):
+    options = options_of(codec, bits=5.0, sensitivity="attributed")
+    prepared = prepare(folders["llama"], text, options, cache=tmp_path)
+    assert 0.97 * 5 < bits_of(prepared) <= 5
+    original = load(folders["llama"])[0]
+    for name, parameter in original.named_parameters():
+        assert torch.equal(prepared.model.get_parameter(name), parameter)
+    kept = (tmp_path / "sensitivity-attributed.jsonl").read_text()
+    assert prepare(folders["llama"], text, options, cache=tmp_path).plan == prepared.plan
+    assert (tmp_path / "sensitivity-attributed.jsonl").read_text() == kept
+    prepare(folders["llama"], text, replace(options, target="quantized"), cache=tmp_path)
+    assert (tmp_path / "sensitivity-attributed.jsonl").read_text() != kept  # another walk has other errors
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "no", '{"x": -1}'])

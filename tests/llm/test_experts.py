@@ -17,7 +17,7 @@ from mcq_llm.calibrate import Stream, calibrated_stages
 from mcq_llm.checkpoint import Checkpoint
 from mcq_llm.load import load
 from mcq_llm.plan import make_plan, plan_table
-from mcq_llm.prepare import Prepared
+from mcq_llm.prepared import Prepared
 from mcq_llm.run import run, write
 
 SIZES = {

@@ -11,7 +11,7 @@ from mcq_llm.config import Options
 from mcq_llm.load import load, load_dense
 from mcq_llm.overrides import Override
 from mcq_llm.plan import make_plan
-from mcq_llm.prepare import Prepared
+from mcq_llm.prepared import Prepared
 from mcq_llm.run import write
 
 
