@@ -249,7 +249,7 @@ def test_experts_that_cannot_be_taken_apart_stay_dense_and_are_in_the_plan(windo
     model = AutoModelForCausalLM.from_config(config).float()
     plan = make_plan(find_blocks(model), mcq_llm.Options(format="dense"))
     line = next(line for line in plan_table(plan, {}).splitlines() if "0.feed_forward.experts.gate_up_proj" in line)
-    assert line.split()[1:] == ["256x192", "dense", "16.000", "16.000", "0.0000", "0.0"]
+    assert line.split()[1:] == ["256x192", "dense", "16.000", "16.000", "0.098", "0.0000", "0.0"]
     assert "experts.down_proj of shape (4, 96, 64) stays dense" in caplog.text
 
 
