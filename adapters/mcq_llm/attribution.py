@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from mcq_llm.blocks import as_stored_by
+from mcq_llm.blocks import Blocks, as_stored_by
 
 #: Points of the way from the original to the coded model at which gradients are taken.
 POINTS = 2
@@ -69,6 +69,21 @@ def attributed(
         for name, weight in weights.items():
             weight.requires_grad_(was_asked[name])
     return shares
+
+
+def smoothed(shares: Mapping[str, float], blocks: Blocks) -> dict[str, float]:
+    """Average the share of each layer with those of its namesakes in the blocks before and behind it, as 2 to 1 and 1.
+
+    Neighbours differ little, and shares that are measured on a few thousand tokens by chance, down to below zero.
+    """
+    found = {}
+    for name, share in shares.items():
+        index = blocks.number(name)
+        own = name.removeprefix(blocks.prefix(index))
+        namesakes = (f"{blocks.prefix(other)}{own}" for other in (index - 1, index + 1))
+        around = [shares[other] for other in namesakes if other in shares]
+        found[name] = (2 * share + sum(around)) / (2 + len(around))
+    return found
 
 
 def _set(

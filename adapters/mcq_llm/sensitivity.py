@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from mcq.errors import ConfigError, FormatError
-from mcq_llm.attribution import attributed
+from mcq_llm.attribution import attributed, smoothed
 from mcq_llm.blocks import Blocks, get_weight, set_weight
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
@@ -47,6 +47,8 @@ LEVELS = (0.01, 0.04)
 DIVERGENCE_SEQUENCES, DIVERGENCE_TOKENS = 4, 128
 #: Sequences, and tokens of each, that gradients are taken of.
 GRADIENT_TEXT = 16, 256
+#: The same for a divergence that is shared out.
+SHARED_TEXT = 16, 512
 #: Principal components of the last hidden states, and tokens from one that they are taken of to the next.
 COMPONENTS, STRIDE = 64, 8
 #: Least share of a layer in a divergence, relative to an equal one: shares near 0, or below, are uncertain.
@@ -121,7 +123,7 @@ def sensitivities(
     elif missing and provider == "attributed":
         found = rehearse(prepared)
         coded = {name: weight for name, (weight, _) in found.items()}
-        shares = attributed(model, modules, coded, _spread(windows, *GRADIENT_TEXT))
+        shares = smoothed(attributed(model, modules, coded, _spread(windows, *SHARED_TEXT)), blocks)
         least = LEAST_SHARE * math.fsum(shares.values()) / len(shares)
         for name in missing:
             ledger[name] = max(shares[name], least) / max(found[name][1], LEAST)

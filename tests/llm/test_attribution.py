@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mcq_llm.attribution import attributed
+from mcq_llm.attribution import attributed, smoothed
 from mcq_llm.blocks import find_blocks, get_weight
 
 
@@ -64,3 +64,15 @@ def test_layers_that_undo_each_other_share_nothing(parts, windows):
     shares = attributed(model, layers, coded, windows)
     alone = {v: coded[v], o: get_weight(output).clone()}
     assert abs(sum(shares.values())) < 0.05 * divergence(model, layers, alone, windows)
+
+
+def test_shares_are_averaged_with_those_of_neighbours(make_model):
+    blocks = find_blocks(make_model("llama"))
+    shares = {"model.layers.0.a": 1.0, "model.layers.1.a": 5.0, "model.layers.2.a": -2.0, "model.layers.1.b": 7.0}
+    expected = {
+        "model.layers.0.a": 7 / 3,
+        "model.layers.1.a": 9 / 4,
+        "model.layers.2.a": 1 / 3,
+        "model.layers.1.b": 7.0,
+    }
+    assert smoothed(shares, blocks) == pytest.approx(expected)
