@@ -8,8 +8,8 @@ of its inputs. So what the Gram tells is not counted again: a provider adds what
   distributions is divided by the relative error that they make (the linearity theorem of HIGGS, Malinovskii et al.,
   NAACL 2025).
 - ``measured``: the same, with D the error of the layer when it is quantized, with a setting within the budget.
-- ``attributed``: the whole model is quantized so, in the same walk as it will be, and its divergence is shared out
-  among the layers (`mcq_llm.attribution`).
+- ``attributed``: all layers are quantized so at once, and the divergence is shared out among them
+  (`mcq_llm.attribution`).
 - ``fisher``: the divergence to second order, 1/2 sum F D^2. The diagonal F of the Fisher information is the mean square
   of the gradient of a label that is drawn from the model's own prediction.
 - ``gradient``: the same with principal components of the last hidden states in place of labels (CVXQ, Young, 2024).
@@ -37,7 +37,6 @@ from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
 from mcq_llm.plan import quantized
 from mcq_llm.prepared import Prepared
-from mcq_llm.rehearsal import rehearse
 
 PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attributed")
 
@@ -104,8 +103,6 @@ def sensitivities(
     decisive = dict(identity)
     if provider in ("measured", "attributed"):
         decisive["settings"] = ", ".join(sorted({str(layer.setting) for layer in quantized(prepared.plan)}))
-    if provider == "attributed":
-        decisive |= {name: str(getattr(prepared.options, name)) for name in ("target", "correction", "damping", "seed")}
     ledger = Ledger(None if cache is None else cache / f"sensitivity-{provider}.jsonl", decisive)
     missing = {name: modules[name] for name in layers if name not in ledger}
     if missing and provider == "noise":
@@ -114,24 +111,29 @@ def sensitivities(
             ledger[name] = _noise(meter, name, layer, layers[name].power)
     elif missing and provider == "measured":
         meter = Divergence(model, blocks, windows)
-        settings = {layer.name: layer.setting for layer in quantized(prepared.plan)}
-        for seen in observe(model, blocks, windows, prepared.options, missing):
-            quantizer, metric = settings[seen.name].quantizer(), seen.statistics.metric
-            rebuilt = quantizer.decode(quantizer.fit_encode(seen.weight, metric, seed=prepared.options.seed))
-            error = max(metric.relative_error(seen.weight, rebuilt), LEAST)
-            ledger[seen.name] = meter.of(seen.name, seen.layer, torch.from_numpy(rebuilt)) / error
+        for name, weight, error in _quantized(prepared, missing):
+            ledger[name] = meter.of(name, missing[name], weight) / error
     elif missing and provider == "attributed":
-        found = rehearse(prepared)
-        coded = {name: weight for name, (weight, _) in found.items()}
+        found = list(_quantized(prepared, layers))
+        coded = {name: weight for name, weight, _ in found}
         shares = smoothed(attributed(model, modules, coded, _spread(windows, *SHARED_TEXT)), blocks)
         least = LEAST_SHARE * math.fsum(shares.values()) / len(shares)
-        for name in missing:
-            ledger[name] = max(shares[name], least) / max(found[name][1], LEAST)
+        for name, _, error in found:
+            ledger[name] = max(shares[name], least) / error
     elif missing:
         squares = _mean_squares(model, missing, windows, provider == "fisher")
         for name, square in squares.items():
             ledger[name] = square * layers[name].power / 2
     return _scaled({name: ledger[name] for name in layers if name in ledger})
+
+
+def _quantized(prepared: Prepared, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor, float]]:
+    """Quantize layers as planned, by their inputs in the original model; yield name, weight and relative error."""
+    settings = {layer.name: layer.setting for layer in quantized(prepared.plan)}
+    for seen in observe(prepared.model, prepared.blocks, prepared.windows, prepared.options, names):
+        quantizer, metric = settings[seen.name].quantizer(), seen.statistics.metric
+        rebuilt = quantizer.decode(quantizer.fit_encode(seen.weight, metric, seed=prepared.options.seed))
+        yield seen.name, torch.from_numpy(rebuilt), max(metric.relative_error(seen.weight, rebuilt), LEAST)
 
 
 def _scaled(found: Mapping[str, float]) -> dict[str, float]:
