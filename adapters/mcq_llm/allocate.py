@@ -134,7 +134,7 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     }
     room = max(_budget(model, plan, options) - sum(_bits(layer) for layer in plan if layer.name not in curves), 0)
     shared = _uniform(setting, costs, curves, room)
-    alike = [planned(old.name, old.rows, old.columns, shared, options) if old in free else old for old in plan]
+    alike = [planned(old.name, old.rows, old.columns, shared, options) if old.name in costs else old for old in plan]
     counts = sensitivities(options.budget.sensitivity, replace(prepared, plan=alike), curves, cache, identity)
     units = [
         Unit(name, list(curve.errors), costs[name], [counts[name] * error for error in curve.errors.values()])
