@@ -53,11 +53,11 @@ def attributed(
             for ids in sequences:
                 _set(weights, originals, coded, 0.0)
                 with torch.no_grad():
-                    reference = _log_probabilities(model, ids)
+                    reference = log_probabilities(model, ids[None])
                 for point, portion in zip((points + 1) / 2, portions / 2, strict=True):
                     _set(weights, originals, coded, float(point))
                     with torch.enable_grad():
-                        found = _log_probabilities(model, ids)
+                        found = log_probabilities(model, ids[None])
                         value = (reference.exp() * (reference - found)).sum() / sequences.numel()
                         gradients = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
                     for name, gradient in zip(weights, gradients, strict=True):
@@ -99,6 +99,7 @@ def _set(
         weight.requires_grad_(True)
 
 
-def _log_probabilities(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model(ids[None], use_cache=False).logits[0]
+def log_probabilities(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Return those of all next tokens, for `ids` of shape (sequences, tokens)."""
+    logits: torch.Tensor = model(ids, use_cache=False).logits
     return logits.float().log_softmax(-1)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from mcq.errors import ConfigError, FormatError
-from mcq_llm.attribution import attributed, smoothed
+from mcq_llm.attribution import attributed, log_probabilities, smoothed
 from mcq_llm.blocks import Blocks, get_weight, set_weight
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
@@ -210,8 +210,7 @@ class Divergence:
 
     @torch.no_grad()
     def _log_probabilities(self) -> torch.Tensor:
-        logits: torch.Tensor = self._model(self._ids, use_cache=False).logits
-        return logits.float().log_softmax(-1)
+        return log_probabilities(self._model, self._ids)
 
 
 def _noise(meter: Divergence, name: str, layer: nn.Module, power: float) -> float:
@@ -252,7 +251,7 @@ def _mean_squares(
 
 def _likelihood(model: PreTrainedModel, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return the log-likelihood of labels that the model draws itself: the square of its gradient means the Fisher."""
-    logprobs = model(ids, use_cache=False).logits[0].float().log_softmax(-1)
+    logprobs = log_probabilities(model, ids)[0]
     labels = torch.multinomial(logprobs.detach().exp(), 1, generator=generator)
     return logprobs.gather(1, labels).sum()
 
