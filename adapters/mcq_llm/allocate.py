@@ -120,7 +120,11 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     identity = fingerprint(model, blocks, windows, replace(options, budget=None))
     identity = {name: value for name, value in identity.items() if not name.startswith("options.")}
     setting = options.setting
-    identity |= {"precision": options.precision, "candidates": ", ".join(map(str, setting.candidates()))}
+    identity |= {
+        "device": options.device,
+        "precision": options.precision,
+        "candidates": ", ".join(map(str, setting.candidates())),
+    }
     given = {layer.name for layer in plan if any(re.search(o.pattern, layer.name) for o in options.overrides)}
     free = [layer for layer in quantized(plan) if layer.name not in given]
     if not free:

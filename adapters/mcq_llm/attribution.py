@@ -44,7 +44,7 @@ def attributed(
     """
     weights = {name: layers[name].get_parameter("weight") for name in coded}
     originals = {name: weight.detach().clone() for name, weight in weights.items()}
-    coded = {name: as_stored_by(layers[name], weight) for name, weight in coded.items()}
+    coded = {name: as_stored_by(layers[name], weight).to(model.device) for name, weight in coded.items()}
     was_asked = {name: weight.requires_grad for name, weight in weights.items()}
     shares = dict.fromkeys(weights, 0.0)
     points, portions = np.polynomial.legendre.leggauss(POINTS)
@@ -101,5 +101,5 @@ def _set(
 
 def log_probabilities(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Return those of all next tokens, for `ids` of shape (sequences, tokens)."""
-    logits: torch.Tensor = model(ids, use_cache=False).logits
+    logits: torch.Tensor = model(ids.to(model.device), use_cache=False).logits
     return logits.float().log_softmax(-1)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mcq.errors import InputError
+from mcq_llm.device import CPU, moved
 from mcq_llm.experts import unfused
 from mcq_llm.shards import Shards, unload
 
@@ -28,20 +29,23 @@ class Blocks:
     modules : list of Module
     shards : Shards or None
         Where the weights are, if they are not in memory.
+    device : torch.device
+        Where a block computes while it is loaded.
     """
 
     name: str
     modules: nn.ModuleList
     shards: Shards | None = None
+    device: torch.device = CPU
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[nn.Module]:
-        """Provide block `index` with its weights in memory and its fused experts taken apart, and undo both then."""
+        """Provide block `index` on the device, with its fused experts taken apart, and undo both then."""
         block = self.modules[index]
         if self.shards is not None:
             self.shards.load(block, self.prefix(index))
         try:
-            with unfused(block):
+            with moved(block, self.device), unfused(block):
                 yield block
         finally:
             if self.shards is not None:

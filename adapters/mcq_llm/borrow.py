@@ -71,7 +71,7 @@ def _count(mixtures: Mapping[str, nn.Module], calls: Sequence[Callable[[], Any]]
     def note(name: str, tensors: list[torch.Tensor]) -> None:
         index = next(tensor for tensor in tensors if not tensor.is_floating_point())
         own = counts[name][:-1]
-        own += torch.bincount(index.flatten(), minlength=len(own))[: len(own)]  # higher numbers mean no expert
+        own += torch.bincount(index.flatten(), minlength=len(own))[: len(own)].cpu()  # higher numbers mean no expert
         counts[name][-1] += len(index)
         seen.add(name)
         if len(seen) == len(mixtures):

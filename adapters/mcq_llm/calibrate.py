@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,13 @@ class Stream:
         cut: bool = False,
     ) -> None:
         model.requires_grad_(False)
-        self.dtype, self._spill = dtype, spill
+        self.dtype, self._device, self._spill = dtype, blocks.device, spill
         parts = world.parts(windows, batch, cut)
         self.shares = [share for _, share in parts]
-        with blocks.loaded(0):
+        with replace(blocks, device=model.device).loaded(0):
             captured = [_capture(model, blocks, ids) for ids, share in parts if share]
         self.hidden = [self.kept(hidden.to(dtype)) for hidden, _ in captured]
-        self._extras = [_cast(extras, dtype, {}) for _, extras in captured]
+        self._extras = [_cast(extras, dtype, self._device, {}) for _, extras in captured]
 
     def copy(self) -> Stream:
         """Return a stream that starts where this one stands and goes its own way."""
@@ -144,10 +145,10 @@ class Stream:
         return recorded
 
     def _call(self, passed: Sequence[nn.Module], index: int, batch: int, dtype: torch.dtype) -> torch.Tensor:
-        hidden = self.hidden[batch].to(dtype)
+        hidden = self.hidden[batch].to(self._device, dtype)
         for block, (args, kwargs) in zip(passed, self._extras[batch][index:], strict=False):
             if dtype != self.dtype:
-                args, kwargs = _cast((args, kwargs), dtype, {})
+                args, kwargs = _cast((args, kwargs), dtype, self._device, {})
             result = block(hidden, *args, **kwargs)
             hidden = result if isinstance(result, torch.Tensor) else result[0]
         return hidden
@@ -214,7 +215,7 @@ def _gather(
             original = None if originals is None else originals[batch].get(name)
             rows = rows_of(layers[name])
             if rows is not None and original is not None:
-                original = original[rows.tokens]
+                original = original[rows.tokens.to(original.device)]
             weights = None if rows is None else rows.weights
             moments.setdefault(name, Moments(inputs.shape[-1])).add(inputs, original, weights)
 
@@ -267,7 +268,7 @@ def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple
         block.forward = lambda *args, **kwargs: result[0]
     try:
         with torch.no_grad():
-            model(ids, use_cache=False)
+            model(ids.to(model.device), use_cache=False)
     except _Captured:
         pass
     finally:
@@ -278,12 +279,12 @@ def _capture(model: PreTrainedModel, blocks: Blocks, ids: torch.Tensor) -> tuple
     return first[0], extras
 
 
-def _cast(value: Any, dtype: torch.dtype, known: dict[int, torch.Tensor]) -> Any:
-    """Convert every floating-point tensor inside nested tuples, lists and dicts; what was shared stays shared."""
+def _cast(value: Any, dtype: torch.dtype, device: torch.device, known: dict[int, torch.Tensor]) -> Any:
+    """Convert and move every tensor inside nested tuples, lists and dicts; what was shared stays shared."""
     if isinstance(value, torch.Tensor):
-        return known.setdefault(id(value), value.to(dtype)) if value.is_floating_point() else value
+        return known.setdefault(id(value), value.to(device, dtype if value.is_floating_point() else value.dtype))
     if isinstance(value, (tuple, list)):
-        return type(value)(_cast(item, dtype, known) for item in value)
+        return type(value)(_cast(item, dtype, device, known) for item in value)
     if isinstance(value, dict):
-        return {key: _cast(item, dtype, known) for key, item in value.items()}
+        return {key: _cast(item, dtype, device, known) for key, item in value.items()}
     return value

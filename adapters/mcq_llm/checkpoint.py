@@ -199,7 +199,9 @@ def digest(run: Mapping[str, str]) -> str:
 
 def _hash(into: Any, name: str, tensor: torch.Tensor) -> None:
     into.update(name.encode())
-    into.update(tensor.detach().contiguous().view(torch.uint8).numpy() if tensor.ndim else bytes(str(tensor), "ascii"))
+    into.update(
+        tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else bytes(str(tensor), "ascii")
+    )
 
 
 def _require_equal(found: Mapping[str, str], run: Mapping[str, str], folder: Path) -> None:

@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of each process; default: all cores, shared fairly.")]
+Device = Annotated[str, typer.Option(help="Where the model computes: auto (a GPU if there is one), cpu, or cuda.")]
 
 
 @app.command("quantize")
@@ -59,6 +60,7 @@ def quantize_command(
     target: Annotated[str, typer.Option(help="What layers reproduce: original or quantized (see docs).")] = "original",
     correction: Annotated[float, typer.Option(help="How far to go towards the original outputs, 0 to 1.")] = 0.5,
     precision: Annotated[str, typer.Option(help="Of the calibration pass: auto, float32 or bfloat16.")] = "auto",
+    device: Device = "auto",
     tune: Annotated[str, typer.Option(help="After each block: none, bias, or block (see docs).")] = "none",
     epochs: Annotated[int | None, typer.Option(help="With --tune block: passes over the calibration text.")] = None,
     lookahead: Annotated[
@@ -120,6 +122,7 @@ def quantize_command(
         target=target,
         correction=correction,
         precision=precision,
+        device=device,
         tune=tune,
         tuning=replace(TuneOptions() if epochs is None else TuneOptions(epochs=epochs), lookahead=lookahead),
     )
@@ -161,11 +164,13 @@ def eval_command(
     task_folder: Annotated[Path | None, typer.Option(help="Folder with further tasks of lm-eval.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples per task; default: all.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the results here, for `mcq llm report`.")] = None,
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Measure perplexity, divergence from the original, and tasks; print the protocol with the numbers."""
     _set_up(threads)
     from mcq_llm.activations import activation_quantizer, coded_activations
+    from mcq_llm.device import own_device
     from mcq_llm.divergence import compare
     from mcq_llm.evaluate import evaluate
     from mcq_llm.load import load_dense
@@ -181,14 +186,17 @@ def eval_command(
         raise InputError(f"the folder {json.parent} of --json must exist; make it, or name another file")
     quantizer = None if activations is None else activation_quantizer(activations, rotate_activations)
     content = read_text(text)
+    place = own_device(device)
     loaded, tokenizer = load_dense(model)
+    loaded.to(place)  # type: ignore[arg-type]
     comparison = None
     with nullcontext() if quantizer is None else coded_activations(loaded, quantizer) as tally:
         if reference is None:
             evaluation = evaluate(loaded, tokenizer, content, windows, window, protocol)
         else:
-            original = load_dense(reference)
-            comparison = compare(loaded, tokenizer, *original, content, windows, window, protocol, noise_floor)
+            original, other = load_dense(reference)
+            original.to(place)  # type: ignore[arg-type]
+            comparison = compare(loaded, tokenizer, original, other, content, windows, window, protocol, noise_floor)
             evaluation = comparison.model
         scores = run_tasks(loaded, tokenizer, names, limit, task_folder) if names else None
     rates = None if tally is None else tally.rates(model)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mcq_llm.cli import Threads, _set_up, app
+from mcq_llm.cli import Device, Threads, _set_up, app
 
 
 @app.command("tune")
@@ -32,6 +32,7 @@ def tune_command(
     ] = False,
     precision: Annotated[str, typer.Option(help="Of matrix products: auto, float32 or bfloat16.")] = "auto",
     cache: Annotated[Path | None, typer.Option(help="Folder to keep the original's predictions in.")] = None,
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     threads: Threads = None,
 ) -> None:
@@ -52,6 +53,6 @@ def tune_command(
         precision=precision,
     )
     text = read_text(calibration)
-    report = run(folder, reference, text, options, out, tokens, window, top_k, cache, seed)
+    report = run(folder, reference, text, options, out, tokens, window, top_k, cache, seed, device)
     typer.echo(f"divergence from the original, held out: {report.before:.4f} before, {report.after:.4f} after")
     typer.echo(f"wrote {out}")

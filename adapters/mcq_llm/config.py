@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mcq.errors import ConfigError
 from mcq.validate import in_range, one_of
 from mcq_llm.codecs import AdditiveSetting
+from mcq_llm.device import DEVICES
 from mcq_llm.formats import FORMATS
 from mcq_llm.overrides import Override
 from mcq_llm.precision import PRECISIONS
@@ -93,6 +94,8 @@ class Options:
     precision : {"auto", "float32", "bfloat16"}
         Of the calibration pass; "auto" is bfloat16 where the processor computes in it natively. Statistics are always
         float32 or wider.
+    device : {"auto", "cpu", "cuda"}
+        Where blocks compute and are tuned; the processor searches for codes. "auto" is "cuda" where there is a GPU.
     tune : {"none", "bias", "block"}
         What is done to a block whose layers are quantized: nothing; biases, where there are any, make up for the mean
         of the error; or codebooks, scales, norms and biases are tuned together.
@@ -112,6 +115,7 @@ class Options:
     correction: float = 0.5
     damping: float = 0.01
     precision: str = "auto"
+    device: str = "auto"
     tune: str = "none"
     tuning: TuneOptions = field(default_factory=TuneOptions)
 
@@ -124,6 +128,7 @@ class Options:
         one_of(self.format, FORMATS, "format")
         one_of(self.target, TARGETS, "target")
         one_of(self.precision, PRECISIONS, "precision")
+        one_of(self.device, DEVICES, "device")
         one_of(self.tune, TUNE, "tune")
         if in_range(self.tokens, 1, None, "tokens") < self.window:
             raise ConfigError(

@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mcq.errors import InputError
 from mcq.validate import in_range
 from mcq_llm.coded_model import CodedModel, load_coded
 from mcq_llm.config import Options
+from mcq_llm.device import own_device
 from mcq_llm.distill import DistillOptions, DistillReport, distill
 from mcq_llm.export import export
 from mcq_llm.load import load_dense
@@ -33,6 +32,7 @@ def run(
     top_k: int = 128,
     cache: Path | None = None,
     seed: int = 0,
+    device: str = "auto",
 ) -> DistillReport:
     """Tune a quantized model and write it to the folder `out`, completely or not at all.
 
@@ -53,13 +53,15 @@ def run(
     top_k, cache
         See `mcq_llm.teacher.ask`.
     seed : int
+    device : {"auto", "cpu", "cuda"}
+        "auto" is "cuda" where there is a GPU.
 
     Returns
     -------
     DistillReport
         Also written to ``tune.json``.
     """
-    device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place: Any = own_device(device)
     with new_folder(out) as partial:
         model, tokenizer, stored = load_coded(folder)
         original, other = load_dense(reference)
@@ -68,9 +70,9 @@ def run(
         ids = tokenize(tokenizer, text)
         sequences = (len(ids) if tokens is None else tokens) // in_range(window, 2, None, "window")
         windows = spread_windows(ids, max(sequences, 1), window)
-        teacher: Teacher = ask(original.to(device), windows, top_k, options.precision, cache, options.micro_batch)
+        teacher: Teacher = ask(original.to(place), windows, top_k, options.precision, cache, options.micro_batch)
         del original
-        student = CodedModel(model.to(device), stored, compute_type(device, options.precision))
+        student = CodedModel(model.to(place), stored, compute_type(place, options.precision))
         report = distill(student, teacher, options, seed)
         stored = student.finish()
         setting = next(iter(stored.values())).setting

@@ -168,15 +168,16 @@ def compare_tokens(original: nn.Module, others: dict[str, nn.Module], windows: C
 
 
 def _compare_slice(name: str, reference: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    p = reference.double().cpu().log_softmax(-1)
-    q = logits.double().cpu().log_softmax(-1)
+    logits, targets = logits.to(reference.device), targets.to(reference.device)
+    p = reference.double().log_softmax(-1)
+    q = logits.double().log_softmax(-1)
     require_numbers(p, "the original")
     require_numbers(q, name)
     # A token that the original excludes (logit -inf, as padding of a vocabulary may have) adds nothing.
     kl = torch.where(p > -math.inf, p.exp() * (p - q), 0.0).sum(-1)
-    agrees = (reference.argmax(-1).cpu() == logits.argmax(-1).cpu()).double()
+    agrees = (reference.argmax(-1) == logits.argmax(-1)).double()
     losses = (-scores.gather(1, targets[:, None])[:, 0] for scores in (q, p))
-    return torch.stack([kl, agrees, *losses], dim=1)
+    return torch.stack([kl, agrees, *losses], dim=1).cpu()
 
 
 def mean_and_error(values: torch.Tensor, windows: Cut) -> tuple[float, float | None]:

@@ -65,7 +65,8 @@ class Expert(nn.Module):
         if self.borrowed is None:
             rows = Rows(own.nonzero()[:, 0], None)
         else:
-            wanted = own | self.borrowed[torch.arange(len(own)) % len(self.borrowed)]
+            borrowed = self.borrowed.to(own.device)
+            wanted = own | borrowed[torch.arange(len(own), device=own.device) % len(borrowed)]
             tokens = wanted.nonzero()[:, 0]
             rows = Rows(tokens, torch.where(own[tokens], 1.0, BORROWED))
         for layer in self.children():

@@ -76,21 +76,19 @@ class Moments:
         tokens = own = inputs.shape[:-1].numel()
         rows, root = float(tokens), None
         if weights is not None:
-            rows, own, root = float(weights.double().sum()), int((weights == 1).sum()), weights.sqrt().numpy()
+            rows, own, root = float(weights.double().sum()), int((weights == 1).sum()), weights.sqrt()
         x = _scaled(_rows(inputs), root)
-        # Half the work of a general product. Both products are SciPy's: NumPy brings a BLAS of its own, and the threads
-        # of the one that was called last wait busily while the other works.
-        self._gram += ssyrk(1.0, x.T, lower=True)
-        self._sum += _scaled(x, root).sum(0, dtype=np.float64)
+        self._gram += _gram(x)
+        self._sum += _sum(_scaled(x, root))
         self._rows += rows
         self._tokens += own
         self._borrowed += tokens - own
         if original is not None and original.shape == inputs.shape:
-            y = _scaled(_rows(original), root)
+            y = _scaled(_rows(original.to(x.device)), root)
             if self._cross is None:
                 self._cross = np.zeros_like(self._gram)
-            self._cross += sgemm(1.0, x.T, y.T, trans_b=True)
-            self._original_sum += _scaled(y, root).sum(0, dtype=np.float64)
+            self._cross += _cross(x, y)
+            self._original_sum += _sum(_scaled(y, root))
             self._paired += rows
 
     def add_up(self, world: World, ranks: Collection[int]) -> None:
@@ -132,9 +130,33 @@ class Moments:
         return Statistics(gram, cross, mean, original_mean, mcq.Gram(gram), self._tokens, self._borrowed)
 
 
-def _rows(batch: torch.Tensor) -> NDArray[np.float32]:
-    return batch.detach().float().reshape(-1, batch.shape[-1]).numpy()
+def _rows(batch: torch.Tensor) -> torch.Tensor:
+    return batch.detach().float().reshape(-1, batch.shape[-1])
 
 
-def _scaled(rows: NDArray[np.float32], factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
+def _scaled(rows: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
     return rows if factors is None else rows * factors[:, None]
+
+
+# On the processor both products are SciPy's: torch and NumPy bring libraries of their own, and the threads of the one
+# that was called last wait busily while the other works. Both return arrays in the column order of BLAS.
+
+
+def _gram(x: torch.Tensor) -> NDArray[np.float32]:
+    """Return x^T x, of which only the lower triangle is read: half the work of a general product."""
+    gram: NDArray[np.float32] = (x.T @ x).cpu().numpy().T if x.is_cuda else ssyrk(1.0, x.numpy().T, lower=True)
+    return gram
+
+
+def _cross(x: torch.Tensor, y: torch.Tensor) -> NDArray[np.float32]:
+    """Return x^T y."""
+    if x.is_cuda:
+        cross: NDArray[np.float32] = (y.T @ x).cpu().numpy().T
+    else:
+        cross = sgemm(1.0, x.numpy().T, y.numpy().T, trans_b=True)
+    return cross
+
+
+def _sum(x: torch.Tensor) -> NDArray[np.float64]:
+    total: NDArray[np.float64] = x.sum(0, dtype=torch.float64).cpu().numpy()
+    return total

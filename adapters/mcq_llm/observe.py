@@ -60,7 +60,7 @@ def observe(
     """
     if not names:
         return
-    stream = Stream(model, blocks, windows, options.batch, compute_type(model.device, options.precision))
+    stream = Stream(model, blocks, windows, options.batch, compute_type(blocks.device, options.precision))
     with tqdm(total=len(names), unit="layer", desc="measuring", smoothing=0) as bar:
         for index in range(len(blocks.modules)):
             with blocks.loaded(index) as block:
@@ -75,7 +75,7 @@ def observe(
                             for name, statistics in stage.items():
                                 assert statistics is not None  # noqa: S101 (there are no other processes)
                                 inputs = first.setdefault(id(statistics), name)
-                                weight = get_weight(layers[name]).float().contiguous().numpy()
+                                weight = get_weight(layers[name]).float().contiguous().cpu().numpy()
                                 yield Observed(name, inputs, layers[name], weight, statistics)
                                 bar.update()
                 stream.advance(index, working)

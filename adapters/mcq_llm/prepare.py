@@ -6,12 +6,11 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from mcq.errors import ConfigError
 from mcq_llm.allocate import allocated
 from mcq_llm.blocks import find_blocks
 from mcq_llm.config import Options
+from mcq_llm.device import own_device
 from mcq_llm.load import load, load_streamed, require_dense
 from mcq_llm.plan import make_plan, plan_table, predict_seconds, quantized, require_aqlm, require_mcq
 from mcq_llm.precision import resolve
@@ -58,7 +57,8 @@ def prepare(
         model, tokenizer = load(source)
         require_dense(model)
         blocks = find_blocks(model)
-    options = _resolved(options, model.device)
+    options = _resolved(options)
+    blocks = replace(blocks, device=own_device(options.device))
     plan = make_plan(blocks, options)
     windows = spread_windows(tokenize(tokenizer, text), options.tokens // options.window, options.window)
     prepared = Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), None, spill, world)
@@ -81,7 +81,8 @@ def described(prepared: Prepared) -> str:
     return table if prepared.allocation is None else f"{table}\n\n{prepared.allocation}"
 
 
-def _resolved(options: Options, device: torch.device) -> Options:
+def _resolved(options: Options) -> Options:
     """Fix what depends on the machine, so that a run that goes on elsewhere is refused if it would differ."""
+    device = own_device(options.device)
     tuning = replace(options.tuning, precision=resolve(device, options.tuning.precision))
-    return replace(options, precision=resolve(device, options.precision), tuning=tuning)
+    return replace(options, device=device.type, precision=resolve(device, options.precision), tuning=tuning)

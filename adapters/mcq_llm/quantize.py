@@ -24,6 +24,7 @@ from mcq_llm.calibrate import Stream, calibrated_stages
 from mcq_llm.checkpoint import Checkpoint
 from mcq_llm.coded_linear import tunable, tuned
 from mcq_llm.config import Options
+from mcq_llm.device import device_of
 from mcq_llm.drift import corrected_weight
 from mcq_llm.formats import StoredLayer, layer_type
 from mcq_llm.mcq_format import McqLayer
@@ -125,7 +126,7 @@ def quantize(prepared: Prepared, checkpoint: Checkpoint, report: Report = lambda
     model, blocks, options = prepared.model, prepared.blocks, prepared.options
     planned = {layer.name for layer in quantized(prepared.plan)}
     round_to_stored(model)
-    dtype = compute_type(model.device, options.precision)
+    dtype = compute_type(blocks.device, options.precision)
     world = prepared.world
     cut = options.tune == "block"
     stream = Stream(model, blocks, prepared.windows, options.batch, dtype, prepared.spill, world, cut)
@@ -241,7 +242,7 @@ def _quantize_layers(
 def _coded(block: nn.Module, prefix: str, stored: dict[str, StoredLayer], options: Options) -> Iterator[None]:
     """Compute the layers of a block from what is `stored` of them; afterwards both are as tuned meanwhile."""
     plain = {name: block.get_submodule(name.removeprefix(prefix)) for name in stored}
-    coded = {name: tunable(stored[name], get_bias(layer)) for name, layer in plain.items()}
+    coded = {name: tunable(stored[name], get_bias(layer)).to(device_of(layer)) for name, layer in plain.items()}
     for name, layer in coded.items():
         block.set_submodule(name.removeprefix(prefix), layer)
     yield
@@ -289,7 +290,7 @@ def quantize_layer(
     options : Options
     """
     start = time.perf_counter()
-    weight = get_weight(layer).float().numpy()
+    weight = get_weight(layer).float().cpu().numpy()
     target = weight
     if statistics.cross is not None:
         target = corrected_weight(weight, statistics.gram, statistics.cross, options.damping, options.correction)
@@ -298,6 +299,7 @@ def quantize_layer(
     stored = layer_type(options.format).of(planned.setting, encoder, codes)
     decoded = _written(stored, options)
     bias = get_bias(layer)
+    bias = None if bias is None else bias.cpu()
     if options.tune == "bias":
         bias = corrected_bias(bias, torch.from_numpy(weight), decoded, statistics.mean, statistics.original_mean)
     rounded = round_to_nearest(torch.from_numpy(target), math.ceil(planned.payload))

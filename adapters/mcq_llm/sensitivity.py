@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 from mcq.errors import ConfigError, FormatError
 from mcq_llm.attribution import attributed, log_probabilities, smoothed
 from mcq_llm.blocks import Blocks, get_weight, set_weight
+from mcq_llm.device import moved
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
 from mcq_llm.plan import quantized
@@ -93,7 +94,7 @@ def sensitivities(
         return dict.fromkeys(layers, 1.0)
     if provider not in PROVIDERS:
         return _scaled(_given(Path(provider), layers))
-    model, blocks, windows = prepared.model, prepared.blocks, prepared.windows
+    model, blocks = prepared.model, prepared.blocks
     modules = dict(model.named_modules())
     if blocks.shards is not None or any(name not in modules for name in layers):
         raise ConfigError(
@@ -105,26 +106,37 @@ def sensitivities(
         decisive["settings"] = ", ".join(sorted({str(layer.setting) for layer in quantized(prepared.plan)}))
     ledger = Ledger(None if cache is None else cache / f"sensitivity-{provider}.jsonl", decisive)
     missing = {name: modules[name] for name in layers if name not in ledger}
-    if missing and provider == "noise":
+    if missing:
+        with moved(model, blocks.device):
+            _measure(provider, prepared, layers, missing, ledger)
+    return _scaled({name: ledger[name] for name in layers if name in ledger})
+
+
+def _measure(
+    provider: str, prepared: Prepared, layers: Mapping[str, Power], missing: Mapping[str, nn.Module], ledger: Ledger
+) -> None:
+    """Add to the ledger what the relative errors of the `missing` ones of `layers` count."""
+    model, blocks, windows = prepared.model, prepared.blocks, prepared.windows
+    if provider == "noise":
         meter = Divergence(model, blocks, windows)
         for name, layer in tqdm(missing.items(), desc="noise", unit="layer", smoothing=0):
             ledger[name] = _noise(meter, name, layer, layers[name].power)
-    elif missing and provider == "measured":
+    elif provider == "measured":
         meter = Divergence(model, blocks, windows)
         for name, weight, error in _quantized(prepared, missing):
             ledger[name] = meter.of(name, missing[name], weight) / error
-    elif missing and provider == "attributed":
+    elif provider == "attributed":
         found = list(_quantized(prepared, layers))
         coded = {name: weight for name, weight, _ in found}
+        modules = dict(model.named_modules())
         shares = smoothed(attributed(model, modules, coded, _spread(windows, *SHARED_TEXT)), blocks)
         least = LEAST_SHARE * math.fsum(shares.values()) / len(shares)
         for name, _, error in found:
             ledger[name] = max(shares[name], least) / error
-    elif missing:
+    else:
         squares = _mean_squares(model, missing, windows, provider == "fisher")
         for name, square in squares.items():
             ledger[name] = square * layers[name].power / 2
-    return _scaled({name: ledger[name] for name in layers if name in ledger})
 
 
 def _quantized(prepared: Prepared, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor, float]]:
@@ -216,7 +228,7 @@ class Divergence:
 def _noise(meter: Divergence, name: str, layer: nn.Module, power: float) -> float:
     """Return the divergence by noise of several levels, relative to the error of the outputs that it makes."""
     weight, generator = get_weight(layer).float(), torch.Generator().manual_seed(0)
-    noise = torch.randn(weight.shape, generator=generator)
+    noise = torch.randn(weight.shape, generator=generator).to(weight.device)
     found = [meter.of(name, layer, weight + math.sqrt(level * power) * noise) / level for level in LEVELS]
     return math.fsum(found) / len(found)
 
@@ -252,7 +264,7 @@ def _mean_squares(
 def _likelihood(model: PreTrainedModel, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return the log-likelihood of labels that the model draws itself: the square of its gradient means the Fisher."""
     logprobs = log_probabilities(model, ids)[0]
-    labels = torch.multinomial(logprobs.detach().exp(), 1, generator=generator)
+    labels = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=generator).to(logprobs.device)
     return logprobs.gather(1, labels).sum()
 
 
@@ -270,14 +282,16 @@ def _components(
 
     def scalar(model: PreTrainedModel, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         chosen = _last_hidden(model, ids)[STRIDE // 2 :: STRIDE] @ main
-        signs = torch.randint(0, 2, chosen.shape, generator=generator) * 2 - 1
+        signs = torch.randint(0, 2, chosen.shape, generator=generator).to(chosen.device) * 2 - 1
         return (chosen * signs).sum()
 
     return scalar
 
 
 def _last_hidden(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    states: torch.Tensor = model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1][0].float()
+    states: torch.Tensor = (
+        model(ids.to(model.device), use_cache=False, output_hidden_states=True).hidden_states[-1][0].float()
+    )
     return states
 
 

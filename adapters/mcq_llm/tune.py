@@ -218,6 +218,7 @@ class _Run:
 
 def relative_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Return the mean over tokens of the squared error relative to the squared target."""
+    target = target.to(output.device)
     error = (output - target).square().mean(-1)
     return (error / target.square().mean(-1).clamp(min=torch.finfo(torch.float32).tiny)).mean()
 

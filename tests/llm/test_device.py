@@ -1,0 +1,74 @@
+"""Models that compute on a GPU come out as on the processor; without a GPU only the refusal can be tested."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import mcq_llm
+from mcq.errors import ConfigError
+from mcq_llm.config import Budget
+from mcq_llm.device import moved, own_device, resolve_device
+from mcq_llm.prepare import prepare
+from mcq_llm.tune import TuneOptions
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+
+def test_device_is_resolved() -> None:
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device("auto") == found
+    assert own_device("auto").type == found
+    assert own_device("cpu") == torch.device("cpu")
+
+
+def test_unknown_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="device must be one of"):
+        mcq_llm.Options(device="tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU")
+def test_an_absent_gpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no GPU"):
+        resolve_device("cuda")
+
+
+@gpu
+def test_a_module_moves_and_comes_back() -> None:
+    layer = torch.nn.Linear(3, 2)
+    with moved(layer, torch.device("cuda", 0)):
+        assert layer.weight.is_cuda
+    assert not layer.weight.is_cuda
+
+
+@gpu
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("tune", ["none", "block"])
+def test_a_gpu_finds_what_the_processor_finds(folders, text, tmp_path, kind, tune) -> None:
+    options = mcq_llm.Options(
+        mcq_llm.AdditiveSetting(1, 4, 4), tokens=256, window=32, precision="float32", tune=tune,
+        tuning=TuneOptions(epochs=1), format="dense",
+    )  # fmt: skip
+    errors = []
+    for device in ("cpu", "cuda"):
+        out = tmp_path / device
+        mcq_llm.run(folders[kind], text, replace(options, device=device), out)
+        lines = [json.loads(line) for line in (out / "quantize.jsonl").read_text().splitlines()]
+        errors.append({line["layer"]: line["error_after"] for line in lines})
+    assert errors[1] == pytest.approx(errors[0], rel=0.2)  # a code that differs changes all that follow
+
+
+@gpu
+@pytest.mark.parametrize("sensitivity", ["noise", "fisher", "gradient", "measured", "attributed"])
+def test_a_gpu_measures_what_the_processor_measures(folders, text, sensitivity) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        options = mcq_llm.Options(
+            mcq_llm.AdditiveSetting(1, 4, 4), tokens=256, window=32, precision="float32", device=device, format="mcq",
+            budget=Budget(bits=3.0, sensitivity=sensitivity),
+        )  # fmt: skip
+        prepared = prepare(folders["llama"], text, options)
+        assert prepared.model.device.type == "cpu"
+        found.append({name: choice.distortion for name, choice in prepared.allocation.chosen.items()})
+    assert found[1] == pytest.approx(found[0], rel=0.1)
