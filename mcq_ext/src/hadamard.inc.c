@@ -48,8 +48,10 @@ INLINE vf within(vf v)
     return v;
 }
 
+#define EACH(r, count) _Pragma("GCC unroll 16") for (int r = 0; r < (count); r++)
+
 /* Levels of strides h, 2 h, ... in one pass. The first, where h = VL, does all levels below before, on entries times
- * `factor`. Signs that are not NULL multiply entries before or after; rows `next` entries further are fetched. */
+ * `factor`. Signs that are not NULL multiply entries before or after; what lies `next` entries further is fetched. */
 INLINE void pass(const float *x, float *out, size_t length, size_t h, int levels, int is_first, float factor,
                  const float *before, const float *after, size_t next)
 {
@@ -57,28 +59,20 @@ INLINE void pass(const float *x, float *out, size_t length, size_t h, int levels
     for (size_t block = 0; block < length; block += (size_t)radix * h)
         for (size_t i = block; i < block + h; i += VL) {
             vf v[1 << PASS_LEVELS];
-#pragma GCC unroll 16
-            for (int r = 0; r < radix; r++) {
-                size_t at = i + (size_t)r * h;
-                if (next) __builtin_prefetch((is_first ? x : out) + at + next);
-                v[r] = vload(x + at);
-                if (before) v[r] *= vload(before + at);
-                if (is_first) v[r] = within(v[r] * vset1(factor));
-            }
+            EACH(r, radix) v[r] = vload(x + i + (size_t)r * h);
+            if (before) EACH(r, radix) v[r] *= vload(before + i + (size_t)r * h);
+            if (is_first) EACH(r, radix) v[r] = within(v[r] * vset1(factor));
+            if (next) EACH(r, radix) __builtin_prefetch((is_first ? x : out) + i + (size_t)r * h + next);
 #pragma GCC unroll 4
             for (int s = 1; s < radix; s *= 2)
-#pragma GCC unroll 16
-                for (int r = 0; r < radix; r++)
+                EACH(r, radix)
                     if (!(r & s)) {
                         vf a = v[r], b = v[r + s];
                         v[r] = a + b;
                         v[r + s] = a - b;
                     }
-#pragma GCC unroll 16
-            for (int r = 0; r < radix; r++) {
-                size_t at = i + (size_t)r * h;
-                vstore(out + at, after ? v[r] * vload(after + at) : v[r]);
-            }
+            if (after) EACH(r, radix) v[r] *= vload(after + i + (size_t)r * h);
+            EACH(r, radix) vstore(out + i + (size_t)r * h, v[r]);
         }
 }
 
