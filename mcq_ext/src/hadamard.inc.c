@@ -5,15 +5,15 @@
  * between the halves of the row: two overlapping blocks alone would mix badly where they hardly overlap. Every part is
  * orthogonal and its own inverse, so the inverse is the same parts in reverse.
  *
- * What costs is loads and stores, hence as many levels as registers allow share a pass: all those within a vector, and
- * as many of larger strides, on as many vectors as half the registers hold. Signs come with the first pass of a block,
- * or the last. While a row is transformed, the next is on its way from memory. Only pairs of entries are added and
+ * Loads and stores cost as much as sums. Hence several levels share a pass: all those within a vector, which are
+ * shuffles, and three of larger strides, on eight registers. Signs come with the first pass of a block, or the last, and
+ * while a row of one block is transformed the next is on its way from memory. Only pairs of entries are added and
  * subtracted, always in ascending order of strides, and the factor that keeps lengths comes first: the result has the
  * same bits whatever the width of a vector.
  */
 
-/* Levels of strides of whole vectors in a pass: AVX-512 has 32 registers, the others 16. */
-#define PASS_LEVELS (VL == 16 ? 4 : 3)
+/* Levels of strides of whole vectors in a pass, at most. */
+#define PASS_LEVELS 3
 
 /* f(lane, stride) for all lanes; shuffles are fast only if their order is a constant. */
 #define LANES4(f, l, stride) f(l, stride), f(l + 1, stride), f(l + 2, stride), f(l + 3, stride)
@@ -48,7 +48,7 @@ INLINE vf within(vf v)
     return v;
 }
 
-#define EACH(r, count) _Pragma("GCC unroll 16") for (int r = 0; r < (count); r++)
+#define EACH(r, count) _Pragma("GCC unroll 8") for (int r = 0; r < (count); r++)
 
 /* Levels of strides h, 2 h, ... in one pass. The first, where h = VL, does all levels below before, on entries times
  * `factor`. Signs that are not NULL multiply entries before or after; what lies `next` entries further is fetched. */
@@ -63,7 +63,7 @@ INLINE void pass(const float *x, float *out, size_t length, size_t h, int levels
             if (before) EACH(r, radix) v[r] *= vload(before + i + (size_t)r * h);
             if (is_first) EACH(r, radix) v[r] = within(v[r] * vset1(factor));
             if (next) EACH(r, radix) __builtin_prefetch((is_first ? x : out) + i + (size_t)r * h + next);
-#pragma GCC unroll 4
+#pragma GCC unroll 3
             for (int s = 1; s < radix; s *= 2)
                 EACH(r, radix)
                     if (!(r & s)) {
@@ -117,9 +117,6 @@ static void transform_block(const float *x, float *out, size_t length, const flo
             CASE(1)
             CASE(2)
             CASE(3)
-#if PASS_LEVELS >= 4
-            CASE(4)
-#endif
         }
 #undef CASE
         h <<= levels;
