@@ -124,7 +124,7 @@ static void transform_block(const float *x, float *out, size_t length, const flo
     }
 }
 
-/* Signs of the whole row, and before them (inverse: after them) a rotation of its halves by 45 degrees. */
+/* Signs of all entries, then a rotation of the halves of the row by 45 degrees; inverse: the rotation, then signs. */
 static void mix_halves(const float *x, const float *signs, float *out, size_t d, int inverse)
 {
     const float factor = sqrtf(0.5f);
