@@ -1,48 +1,63 @@
-"""Seconds of the randomised Hadamard transform beside a copy of the same array, out of place, on one thread."""
+"""Milliseconds of the randomised Hadamard transform beside a copy of the same array, out of place.
+
+Into given memory: the kernel beside a copy that as many threads share. Into new memory: `Hadamard.apply`, which also
+checks its input and makes its signs, beside `x.copy()`. Calls take turns; ratios are medians over the turns.
+"""
 
 import argparse
 import time
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
 import mcq_ext
 from mcq.transforms import Hadamard
 from mcq_ext import cpu
+from mcq_ext.threads import split
 
 
-def best_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Return the least time of some calls."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def milliseconds(repeats: int, *calls: Callable[[], object]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least time of each of some calls, and the median of its ratio to the first."""
+    times = np.empty((repeats + 1, len(calls)))
+    for row in times:
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            row[i] = 1e3 * (time.perf_counter() - start)
+    times = times[1:]
+    return times.min(0), np.median(times / times[:, :1], axis=0)
+
+
+def print_width(level: str, rows: int, width: int, repeats: int) -> None:
+    """Print a line of the table."""
+    rotation = Hadamard(width)
+    x = np.random.default_rng(0).standard_normal((rows, width), dtype=np.float32)
+    signs, out = rotation.signs, cpu.hadamard(x, rotation.signs)
+    (copy, there, back), (_, ratio, back_ratio) = milliseconds(
+        repeats,
+        lambda: split(lambda i, j: np.copyto(out[i:j], x[i:j]), rows),
+        lambda: cpu.hadamard(x, signs, False, out),
+        lambda: cpu.hadamard(x, signs, True, out),
+    )
+    (new_copy, apply), (_, apply_ratio) = milliseconds(repeats, x.copy, lambda: rotation.apply(x))
+    given = f"{copy:6.2f} {there:6.2f} {ratio:5.1f} {back:6.2f} {back_ratio:5.1f}"
+    print(f"{level:>9} {width:>6} | {given} | {new_copy:6.2f} {apply:6.2f} {apply_ratio:5.1f}", flush=True)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--widths", type=int, nargs="+", default=[576, 1024, 1536, 4096, 11008, 16384])
     options = parser.parse_args()
-    mcq_ext.set_num_threads(1)
-    print(f"{'level':>9} {'width':>6} {'copy ms':>8} {'rotate ms':>10} {'ratio':>6} {'undo ms':>8}")
+    mcq_ext.set_num_threads(options.threads)
+    print(f"{'':16} |   copy rotate ratio   undo ratio |   copy  apply ratio")
     for level in mcq_ext.simd_levels():
         mcq_ext.set_simd_level(level)
-        for width in (576, 1024, 1536, 4096, 11008, 16384):
-            x = np.random.default_rng(0).standard_normal((options.rows, width), dtype=np.float32)
-            signs = Hadamard(width).signs
-            out = cpu.hadamard(x, signs)
-            copy = best_seconds(partial(np.copyto, out, x), options.repeats)
-            there = best_seconds(partial(cpu.hadamard, x, signs, False, out), options.repeats)
-            back = best_seconds(partial(cpu.hadamard, x, signs, True, out), options.repeats)
-            print(
-                f"{level:>9} {width:>6} {1e3 * copy:8.2f} {1e3 * there:10.2f} {there / copy:6.1f} {1e3 * back:8.2f}",
-                flush=True,
-            )
+        for width in options.widths:
+            print_width(level, options.rows, width, options.repeats)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from mcq import io
 from mcq.errors import InputError
 from mcq.metric import Diagonal, Gram, Identity, Metric
-from mcq.validate import as_matrix, config_from_dict, in_range, one_of
+from mcq.validate import as_matrix, as_real_matrix, config_from_dict, in_range, one_of
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
@@ -240,6 +240,24 @@ class Hadamard(OneAxis):
         words = np.random.PCG64(self.seed).random_raw(-(-count * self.width // 64)).astype("<u8")
         digits = np.unpackbits(words.view(np.uint8), count=count * self.width, bitorder="little")
         return 1 - 2 * digits.reshape(count, self.width).astype(np.float32)
+
+    def apply(self, x: ArrayLike) -> Floats:  # noqa: D102
+        return self._rotate(self._map, x, "x")
+
+    def invert(self, y: ArrayLike) -> Floats:  # noqa: D102
+        return self._rotate(self._unmap, y, "y")
+
+    def _rotate(self, change: Callable[[Floats], Floats], x: ArrayLike, name: str) -> Floats:
+        """Change a matrix and check it after: all that becomes of a row with an entry that is not finite is not either.
+
+        One column of the result then tells what else takes a pass over the whole matrix.
+        """
+        with np.errstate(over="ignore"):
+            matrix = np.ascontiguousarray(as_real_matrix(x, name), np.float32)
+        result = self._along_axis(change, matrix)
+        if not np.isfinite(result[:, 0] if self.axis == "columns" else result[0]).all():
+            as_matrix(x, name)  # refuses it and says where, unless finite entries have become too large
+        return result
 
     def _map(self, x: Floats) -> Floats:
         return cpu.hadamard(x, self.signs)

@@ -5,12 +5,15 @@
  * between the halves of the row: two overlapping blocks alone would mix badly where they hardly overlap. Every part is
  * orthogonal and its own inverse, so the inverse is the same parts in reverse.
  *
- * What costs is loads and stores: the levels within a vector are shuffles, and three levels of larger strides share a
- * pass through eight registers. Only pairs of entries are
- * added and subtracted, always in ascending order of strides, and the factor that keeps lengths comes first: the
- * result has the same bits whatever the width of a vector. Small blocks go level by level.
+ * Loads and stores cost as much as sums. Hence several levels share a pass: all those within a vector, which are
+ * shuffles, and three of larger strides, on eight registers. Signs come with the first pass of a block, or the last, and
+ * while a row of one block is transformed the next is on its way from memory. Only pairs of entries are added and
+ * subtracted, always in ascending order of strides, and the factor that keeps lengths comes first: the result has the
+ * same bits whatever the width of a vector.
  */
-typedef int32_t vi __attribute__((vector_size(4 * VL)));
+
+/* Levels of strides of whole vectors in a pass, at most. */
+#define PASS_LEVELS 3
 
 /* f(lane, stride) for all lanes; shuffles are fast only if their order is a constant. */
 #define LANES4(f, l, stride) f(l, stride), f(l + 1, stride), f(l + 2, stride), f(l + 3, stride)
@@ -22,7 +25,7 @@ typedef int32_t vi __attribute__((vector_size(4 * VL)));
 #define LANES(f, s) LANES4(f, 0, s)
 #endif
 #define PARTNER(l, stride) ((l) ^ (stride))
-#define SIGN(l, stride) ((l) & (stride) ? INT32_MIN : 0)
+#define SIGN(l, stride) ((l) & (stride) ? -1.0f : 1.0f)
 #if defined(__clang__)
 #define SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
 #else
@@ -30,7 +33,7 @@ typedef int32_t vi __attribute__((vector_size(4 * VL)));
 #endif
 
 /* One level within a vector: lane l meets lane l ^ stride. */
-#define LANE_BUTTERFLY(v, stride) (SHUFFLE(v, LANES(PARTNER, stride)) + (vf)((vi)(v) ^ (vi){LANES(SIGN, stride)}))
+#define LANE_BUTTERFLY(v, stride) vadd_signed(SHUFFLE(v, LANES(PARTNER, stride)), (vf){LANES(SIGN, stride)}, v)
 
 INLINE vf within(vf v)
 {
@@ -45,93 +48,132 @@ INLINE vf within(vf v)
     return v;
 }
 
-INLINE void butterfly(vf *a, vf *b)
-{
-    vf sum = *a + *b;
-    *b = *a - *b;
-    *a = sum;
-}
+#define EACH(r, count) _Pragma("GCC unroll 8") for (int r = 0; r < (count); r++)
 
-/* Three, two or one levels of strides from h on in one pass, h a multiple of VL; the first pass also does all levels
- * below, on entries times `factor`. */
-INLINE void pass(float *x, size_t length, size_t h, int radix, int is_first, float factor)
+/* Levels of strides h, 2 h, ... in one pass. The first, where h = VL, does all levels below before, on entries times
+ * `factor`. Signs that are not NULL multiply entries before or after; what lies `next` entries further is fetched. */
+INLINE void pass(const float *x, float *out, size_t length, size_t h, int levels, int is_first, float factor,
+                 const float *before, const float *after, size_t next)
 {
+    const int radix = 1 << levels;
     for (size_t block = 0; block < length; block += (size_t)radix * h)
-        for (float *p = x + block; p < x + block + h; p += VL) {
-            vf v[8];
-#pragma GCC unroll 8
-            for (int r = 0; r < radix; r++) {
-                v[r] = vload(p + (size_t)r * h);
-                if (is_first) v[r] = within(v[r] * vset1(factor));
-            }
+        for (size_t i = block; i < block + h; i += VL) {
+            vf v[1 << PASS_LEVELS];
+            EACH(r, radix) v[r] = vload(x + i + (size_t)r * h);
+            if (before) EACH(r, radix) v[r] *= vload(before + i + (size_t)r * h);
+            if (is_first) EACH(r, radix) v[r] = within(v[r] * vset1(factor));
+            if (next) EACH(r, radix) __builtin_prefetch((is_first ? x : out) + i + (size_t)r * h + next);
 #pragma GCC unroll 3
             for (int s = 1; s < radix; s *= 2)
-#pragma GCC unroll 8
-                for (int r = 0; r < radix; r++)
-                    if (!(r & s)) butterfly(v + r, v + r + s);
-#pragma GCC unroll 8
-            for (int r = 0; r < radix; r++) vstore(p + (size_t)r * h, v[r]);
+                EACH(r, radix)
+                    if (!(r & s)) {
+                        vf a = v[r], b = v[r + s];
+                        v[r] = a + b;
+                        v[r + s] = a - b;
+                    }
+            if (after) EACH(r, radix) v[r] *= vload(after + i + (size_t)r * h);
+            EACH(r, radix) vstore(out + i + (size_t)r * h, v[r]);
         }
 }
 
-static void transform_block(float *x, size_t length)
+/* Blocks shorter than a vector. */
+static void transform_few(const float *x, float *out, size_t length, float factor, const float *before,
+                          const float *after)
 {
-    float factor = 1.0f / sqrtf((float)length);
-    size_t h = 1;
-    if (length < VL) {
-        for (size_t i = 0; i < length; i++) x[i] *= factor;
-        for (; h < length; h *= 2)
-            for (size_t i = 0; i < length; i++)
-                if (!(i & h)) {
-                    float a = x[i], b = x[i + h];
-                    x[i] = a + b;
-                    x[i + h] = a - b;
-                }
-        return;
-    }
-    if (length < 8 * VL) {
-        for (size_t i = 0; i < length; i += VL) vstore(x + i, within(vload(x + i) * vset1(factor)));
-        h = VL;
-    } else {
-        pass(x, length, VL, 8, 1, factor);
-        for (h = 8 * VL; 8 * h <= length; h *= 8) pass(x, length, h, 8, 0, 1.0f);
-    }
-    if (4 * h == length) pass(x, length, h, 4, 0, 1.0f);
-    if (2 * h == length) pass(x, length, h, 2, 0, 1.0f);
+    for (size_t i = 0; i < length; i++) out[i] = (before ? x[i] * before[i] : x[i]) * factor;
+    for (size_t h = 1; h < length; h *= 2)
+        for (size_t i = 0; i < length; i++)
+            if (!(i & h)) {
+                float a = out[i], b = out[i + h];
+                out[i] = a + b;
+                out[i + h] = a - b;
+            }
+    for (size_t i = 0; after && i < length; i++) out[i] *= after[i];
 }
 
-static void mix_halves(float *x, size_t d)
+static void transform_block(const float *x, float *out, size_t length, const float *before, const float *after,
+                            size_t next)
+{
+    float factor = 1.0f / sqrtf((float)length);
+    if (length < VL) {
+        transform_few(x, out, length, factor, before, after);
+        return;
+    }
+    int left = 0;
+    while ((size_t)VL << left < length) left++;
+    int passes = left ? (left + PASS_LEVELS - 1) / PASS_LEVELS : 1;
+    for (size_t h = VL; passes; passes--) {
+        int levels = (left + passes - 1) / passes;
+        const float *last = passes == 1 ? after : NULL;
+#define CASE(levels)                                                                                 \
+    case levels:                                                                                     \
+        if (h == VL)                                                                                 \
+            pass(x, out, length, VL, levels, 1, factor, before, last, next);                         \
+        else                                                                                         \
+            pass(out, out, length, h, levels, 0, factor, NULL, last, passes == 1 ? next : 0);        \
+        break;
+        switch (levels) {
+            CASE(0)
+            CASE(1)
+            CASE(2)
+            CASE(3)
+        }
+#undef CASE
+        h <<= levels;
+        left -= levels;
+    }
+}
+
+/* Signs of all entries, then a rotation of the halves of the row by 45 degrees; inverse: the rotation, then signs. */
+static void mix_halves(const float *x, const float *signs, float *out, size_t d, int inverse)
 {
     const float factor = sqrtf(0.5f);
-    float *first = x, *second = x + d - d / 2;
+    size_t other = d - d / 2;
+#pragma GCC ivdep
     for (size_t i = 0; i < d / 2; i++) {
-        float a = first[i], b = second[i];
-        first[i] = (a + b) * factor;
-        second[i] = (a - b) * factor;
+        float a = x[i], b = x[i + other], s = signs[i], t = signs[i + other];
+        if (!inverse) a *= s, b *= t;
+        float sum = (a + b) * factor, difference = (a - b) * factor;
+        out[i] = inverse ? sum * s : sum;
+        out[i + other] = inverse ? difference * t : difference;
     }
+    if (d % 2) out[d / 2] = x[d / 2] * signs[d / 2];
 }
 
 static void flip_signs(const float *x, const float *signs, float *out, size_t d)
 {
+#pragma GCC ivdep
     for (size_t i = 0; i < d; i++) out[i] = x[i] * signs[i];
+}
+
+static void hadamard_step(const float *x, const float *signs, float *out, size_t d, size_t w, size_t step, int inverse,
+                          size_t next)
+{
+    if (step % 2 == 0 && w < d) {
+        if (!inverse) {
+            mix_halves(x, signs, out, d, 0);
+            transform_block(out, out, w, NULL, NULL, 0);
+        } else {
+            memmove(out + w, x + w, (d - w) * sizeof *out);
+            transform_block(x, out, w, NULL, NULL, 0);
+            mix_halves(out, signs, out, d, 1);
+        }
+    } else {
+        size_t start = step % 2 ? d - w : 0;
+        const float *own = signs + start;
+        flip_signs(x, signs, out, start);
+        transform_block(x + start, out + start, w, inverse ? NULL : own, inverse ? own : NULL, next);
+    }
 }
 
 static void hadamard(const float *x_nd, const float *signs_Sd, float *out_nd, size_t n, size_t d, size_t S, int inverse)
 {
     size_t w = 1;
     while (2 * w <= d) w *= 2;
-    for (size_t i = 0; i < n; i++) {
-        const float *x = x_nd + i * d;
-        float *out = out_nd + i * d;
-        if (inverse) memmove(out, x, d * sizeof *out);
+    for (size_t i = 0; i < n; i++)
         for (size_t t = 0; t < S; t++) {
             size_t step = inverse ? S - 1 - t : t;
-            int first = step % 2 == 0, halves = first && w < d;
-            if (!inverse) flip_signs(t ? out : x, signs_Sd + step * d, out, d);
-            if (!inverse && halves) mix_halves(out, d);
-            transform_block(first ? out : out + d - w, w);
-            if (inverse && halves) mix_halves(out, d);
-            if (inverse) flip_signs(out, signs_Sd + step * d, out, d);
+            hadamard_step((t ? out_nd : x_nd) + i * d, signs_Sd + step * d, out_nd + i * d, d, w, step, inverse,
+                          w == d && i + 1 < n ? d : 0);
         }
-    }
 }

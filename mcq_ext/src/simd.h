@@ -1,8 +1,8 @@
 /* The vector operations that the kernels need, at the width of the level being compiled.
  *
  * Arithmetic stays in GCC's vector types, so one body serves every level. Only min, comparisons and choices are spelt
- * with intrinsics, because the generic forms compile poorly. No fused multiply-add anywhere: the baseline has none, and
- * results must be the same at every level.
+ * with intrinsics, because the generic forms compile poorly. No fused multiply-add that rounds otherwise than a product and
+ * a sum: the baseline has none, and results must be the same at every level.
  */
 #ifndef MCQ_SIMD_H
 #define MCQ_SIMD_H
@@ -85,6 +85,18 @@ INLINE vf vselect(vf a, vf b, vf yes, vf no)
 #else
     vi less = a < b;
     return (vf)(((vi)yes & less) | ((vi)no & ~less));
+#endif
+}
+
+/* a + s b for s of 1 and -1 only: their product is exact, so that fusing it saves an instruction and no rounding. */
+INLINE vf vadd_signed(vf a, vf s, vf b)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)s, (__m512)b, (__m512)a);
+#elif defined(__AVX2__)
+    return (vf)_mm256_fmadd_ps((__m256)s, (__m256)b, (__m256)a);
+#else
+    return a + s * b;
 #endif
 }
 

@@ -129,6 +129,20 @@ def test_matrix_of_another_size_is_refused(transform):
             change(np.ones((N + 1, D + 1)))
 
 
+@given(st.integers(1, 300), st.data(), st.sampled_from([np.nan, np.inf, -np.inf, 1e39]))
+def test_rotation_refuses_what_is_not_finite_wherever_it_is(d, data, bad):
+    x = RNG.standard_normal((3, d))
+    column = data.draw(st.integers(0, d - 1))
+    x[1, column] = bad
+    for rotation, matrix, place in (
+        (Hadamard(d), x, f"row 1 column {column}"),
+        (Hadamard(d, axis="rows"), x.T, f"row {column} column 1"),
+    ):
+        for change in (rotation.apply, rotation.invert):
+            with pytest.raises(mcq.InputError, match=f"must be finite.* at {place} "):
+                change(matrix)
+
+
 def test_metric_of_another_size_is_refused():
     with pytest.raises(mcq.InputError, match="weighs 5 columns"):
         Hadamard(D).apply_metric(mcq.Diagonal(np.ones(5)))
