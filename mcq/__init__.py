@@ -14,6 +14,7 @@ True
 from importlib.metadata import PackageNotFoundError, version
 
 from mcq.additive import AdditiveQuantizer
+from mcq.banded import BandedCodes, BandedQuantizer
 from mcq.codes import Bits, Codes
 from mcq.companded import CompandedQuantizer
 from mcq.errors import ConfigError, FormatError, InputError, McqError, NotFittedError
@@ -43,6 +44,8 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 __all__ = [
     "AdditiveQuantizer",
     "Allocation",
+    "BandedCodes",
+    "BandedQuantizer",
     "Bits",
     "Codes",
     "CompandedQuantizer",

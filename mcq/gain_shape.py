@@ -264,7 +264,7 @@ class GainShapeQuantizer(Quantizer):
         factor = (self.gain_table.astype(np.float32) * np.float32(self.gain))[gains]
         if codes.scales is not None:
             factor *= codes.scales.astype(np.float32)
-        x_hat = np.multiply(points, factor[:, :, None], dtype=np.float32).reshape(n, -1)
+        x_hat = np.multiply(points, factor[:, :, None], dtype=np.float32).reshape(n, points.shape[1] * points.shape[2])
         return np.ascontiguousarray(x_hat[:, :d])
 
     def _start_table(self, problem: Problem, scale: Floats) -> Floats:
@@ -339,7 +339,7 @@ class GainShapeQuantizer(Quantizer):
             codes = digits.reshape(n, -1)[:, :groups]
         gains, ranks = np.divmod(codes, np.uint64(self.lattice.count))
         points = self.lattice.unrank(np.ascontiguousarray(ranks).ravel())
-        return points.reshape(n, groups, -1), gains.astype(np.uint8)
+        return points.reshape(n, groups, self.config.group_size), gains.astype(np.uint8)
 
     def _check_codes(self, codes: Codes) -> None:
         config, d = self.config, codes.shape[1]

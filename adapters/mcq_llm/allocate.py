@@ -15,18 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+import mcq
 from mcq.errors import ConfigError
 from mcq.rate import Allocation, Unit, allocate
+from mcq_llm.bands import BandedSetting, band_rows, importance, overhead, ranks, shares
 from mcq_llm.blocks import Blocks
 from mcq_llm.checkpoint import fingerprint
 from mcq_llm.config import Options
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
-from mcq_llm.plan import Layer, planned, quantized
+from mcq_llm.plan import Layer, PlannedLayer, planned, quantized
 from mcq_llm.prepared import Prepared
-from mcq_llm.sensitivity import sensitivities
+from mcq_llm.sensitivity import row_sensitivities, sensitivities
 from mcq_llm.setting import Setting
 from mcq_llm.storage import as_stored
 
@@ -48,11 +51,14 @@ class Curve:
         tr(W H W^T) / tr(H) / outputs: mean square of an output, relative to that of an input.
     errors : dict of Setting to float
         Relative error tr(D H D^T) / tr(W H W^T) at each candidate.
+    energy : list of float
+        x^T H x of each row, relative to the mean.
     """
 
     inputs: str
     power: float
     errors: Mapping[Setting, float]
+    energy: Sequence[float]
 
 
 def measure_curves(
@@ -85,16 +91,81 @@ def measure_curves(
             "inputs": seen.inputs,
             "power": zeros / float(np.trace(metric.matrix)) / len(seen.weight),
             "errors": [curve[candidate] for candidate in setting.candidates()],
+            "energy": _energy(seen.weight, metric),
         }
     return {
         name: Curve(
             ledger[name]["inputs"],
             ledger[name]["power"],
             dict(zip(setting.candidates(), ledger[name]["errors"], strict=True)),
+            ledger[name]["energy"],
         )
         for name in names
         if name in ledger  # others never compute
     }
+
+
+def _energy(weight: NDArray[np.float32], metric: mcq.Gram) -> list[float]:
+    energy = np.einsum("rc,rc->r", weight @ metric.matrix, weight, dtype=np.float64)
+    return [float(f"{value:.4g}") for value in np.maximum(energy, 0) / (energy.mean() or 1.0)]
+
+
+@dataclass(frozen=True)
+class Banded:
+    """A layer whose rows are cut into bands, from the least to the most important ones; one band is the layer.
+
+    Attributes
+    ----------
+    layer : PlannedLayer
+    curve : Curve
+    order : array of shape (rows,), or None
+        The rank of each row by importance; None for one band.
+    weights : list of float
+        Which part of the cost of errors each band has.
+    energy : list of float
+        Which part of the error itself.
+    """
+
+    layer: PlannedLayer
+    curve: Curve
+    order: NDArray[np.intp] | None = None
+    weights: Sequence[float] = (1.0,)
+    energy: Sequence[float] = (1.0,)
+
+    @classmethod
+    def of(cls, layer: PlannedLayer, curve: Curve, sensitivity: Sequence[float], bands: int) -> Banded:
+        """Cut the rows of a layer into bands."""
+        costs = importance(sensitivity, curve.energy)
+        order = ranks(costs)
+        return cls(layer, curve, order, shares(costs, order, bands), shares(np.array(curve.energy), order, bands))
+
+    def units(self, count: float, options: Options) -> list[Unit]:
+        """Return what an allocation chooses settings for; `count` is what the relative error of the layer counts."""
+        name, columns, settings = self.layer.name, self.layer.columns, list(self.curve.errors)
+        units = []
+        for band, (rows, weight) in enumerate(zip(band_rows(self.layer.rows, self.bands), self.weights, strict=True)):
+            costs = [_bits(planned(name, rows, columns, setting, options)) for setting in settings]
+            errors = [count * weight * error for error in self.curve.errors.values()]
+            units.append(Unit(self.unit(band), settings, costs, errors))
+        return units
+
+    def unit(self, band: int) -> str:
+        """Return the name of the unit of a band."""
+        return self.layer.name if self.order is None else f"{self.layer.name} band {band + 1}"
+
+    @property
+    def bands(self) -> int:
+        """Number of bands."""
+        return len(self.weights)
+
+    def chosen(self, found: Allocation, options: Options) -> PlannedLayer:
+        """Return the layer with the settings that an allocation chose."""
+        settings = [found.chosen[self.unit(band)].setting for band in range(self.bands)]
+        parts = tuple(setting for setting in settings if isinstance(setting, Setting))
+        setting = parts[0] if len(set(parts)) == 1 else BandedSetting(parts=parts)
+        errors = [share * self.curve.errors[part] for share, part in zip(self.energy, parts, strict=True)]
+        layer = planned(self.layer.name, self.layer.rows, self.layer.columns, setting, options)
+        return replace(layer, predicted=sum(errors), importance=self.order)
 
 
 def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allocation]:
@@ -140,21 +211,17 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     shared = _uniform(setting, costs, curves, room)
     alike = [planned(old.name, old.rows, old.columns, shared, options) if old.name in costs else old for old in plan]
     counts = sensitivities(options.budget.sensitivity, replace(prepared, plan=alike), curves, cache, identity)
-    units = [
-        Unit(name, list(curve.errors), costs[name], [counts[name] * error for error in curve.errors.values()])
-        for name, curve in curves.items()
-    ]
-    found = allocate(units, room, ties=_ties(curves) if options.budget.tie else ())
-    chosen = {name: choice.setting for name, choice in found.chosen.items()}
-    result: list[Layer] = []
-    for old in plan:
-        own = chosen.get(old.name)
-        if isinstance(own, Setting):
-            new = planned(old.name, old.rows, old.columns, own, options)
-            result.append(replace(new, predicted=curves[old.name].errors[own]))
-        else:
-            result.append(old)
-    return result, found
+    bands = options.budget.bands
+    if bands > 1:
+        rows = row_sensitivities(prepared, list(curves), cache, identity)
+        layers = [Banded.of(layer, curves[layer.name], rows[layer.name], bands) for layer in free]
+        room = max(room - sum(overhead(layer.rows, bands) for layer in free), 0)
+    else:
+        layers = [Banded(layer, curves[layer.name]) for layer in free]
+    units = [unit for layer in layers for unit in layer.units(counts[layer.layer.name], options)]
+    found = allocate(units, room, ties=_ties(layers) if options.budget.tie else ())
+    chosen = {layer.layer.name: layer.chosen(found, options) for layer in layers}
+    return [chosen.get(old.name, old) for old in plan], found
 
 
 def _uniform(setting: Setting, costs: Mapping[str, list[int]], curves: Mapping[str, Curve], room: int) -> Setting:
@@ -170,11 +237,12 @@ def _bits(layer: Layer) -> int:
     return round(layer.all_in * layer.entries)
 
 
-def _ties(curves: Mapping[str, Curve]) -> list[list[str]]:
-    """Return the layers that receive the same inputs, which runtimes multiply as one matrix."""
-    users: dict[str, list[str]] = {}
-    for name, curve in curves.items():
-        users.setdefault(curve.inputs, []).append(name)
+def _ties(layers: Sequence[Banded]) -> list[list[str]]:
+    """Return the layers that receive the same inputs, which runtimes multiply as one matrix; band by band."""
+    users: dict[tuple[str, int], list[str]] = {}
+    for layer in layers:
+        for band in range(layer.bands):
+            users.setdefault((layer.curve.inputs, band), []).append(layer.unit(band))
     return [names for names in users.values() if len(names) > 1]
 
 

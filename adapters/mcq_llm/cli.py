@@ -39,6 +39,10 @@ def quantize_command(
     tie: Annotated[
         bool, typer.Option("--tie", help="One setting for layers with the same input, as q, k and v.")
     ] = False,
+    bands: Annotated[
+        int,
+        typer.Option(help="Cut each layer into so many bands of equally important rows, with settings of their own."),
+    ] = 1,
     cache: Annotated[Path | None, typer.Option(help="Folder for what an allocation measures.")] = None,
     rotate: Annotated[bool, typer.Option("--rotate", help="Rotate the rows of weights before they are coded.")] = False,
     codebooks: Annotated[int | None, typer.Option(help="Number of codebooks, instead of what --bits says.")] = None,
@@ -97,9 +101,11 @@ def quantize_command(
     kind = CODECS[one_of(codec, CODECS, "--codec")]
     budget = None
     if size is not None:
-        budget = Budget(size=Budget.parse_size(size), sensitivity=sensitivity, tie=tie)
+        budget = Budget(size=Budget.parse_size(size), sensitivity=sensitivity, tie=tie, bands=bands)
     elif allocate or not kind.reaches(bits):
-        budget = Budget(bits=bits, sensitivity=sensitivity, tie=tie)
+        budget = Budget(bits=bits, sensitivity=sensitivity, tie=tie, bands=bands)
+    elif bands > 1:
+        raise ConfigError("bands of rows are for an allocation; add --allocate, a fraction of a bit, or --size")
     standard = kind() if budget else kind.of_bits(bits)
     details: dict[str, int | str | None] = {
         "codebooks": codebooks,

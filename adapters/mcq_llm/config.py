@@ -16,6 +16,8 @@ from mcq_llm.setting import Setting
 from mcq_llm.tune import TuneOptions
 
 TARGETS = ("quantized", "original")
+#: More would be a few rows each.
+MAX_BANDS = 16
 TUNE = ("none", "bias", "block")
 
 
@@ -33,12 +35,15 @@ class Budget:
         What the error of a layer counts, see `mcq_llm.sensitivity`.
     tie : bool
         Whether layers that receive the same inputs must have the same setting.
+    bands : int
+        In how many bands of equally important rows each layer is cut, see `mcq_llm.bands`.
     """
 
     bits: float | None = None
     size: int | None = None
     sensitivity: str = "activation"
     tie: bool = False
+    bands: int = 1
 
     def __post_init__(self) -> None:
         if (self.bits is None) == (self.size is None):
@@ -47,6 +52,7 @@ class Budget:
             in_range(self.bits, 0.0, None, "bits per weight")
         if self.size is not None:
             in_range(self.size, 1, None, "size in bytes")
+        in_range(self.bands, 1, MAX_BANDS, "bands")
 
     @staticmethod
     def parse_size(text: str) -> int:

@@ -94,11 +94,11 @@ class McqLayer:
     """
 
     quantizer: mcq.Quantizer
-    codes: mcq.Codes
+    codes: Any
     row_scale: NDArray[np.float16] | None = None
 
     @classmethod
-    def of(cls, setting: Setting, quantizer: mcq.Quantizer, codes: mcq.Codes) -> McqLayer:
+    def of(cls, setting: Setting, quantizer: mcq.Quantizer, codes: Any) -> McqLayer:
         """Take over what a quantizer found."""
         return cls(quantizer, codes)
 

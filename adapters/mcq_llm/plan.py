@@ -6,15 +6,18 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import mcq
 from mcq.errors import ConfigError, InputError
 from mcq_llm import aqlm_format
+from mcq_llm.bands import plain_settings
 from mcq_llm.blocks import Blocks, fused_experts, get_weight
 from mcq_llm.codecs import AdditiveSetting
 from mcq_llm.config import Options
@@ -67,11 +70,14 @@ class PlannedLayer(Layer):
         Of the layer as it will be written, per weight.
     predicted : float or None
         Relative error that the setting was chosen for, if it was chosen by that.
+    importance : array of shape (rows,), or None
+        By which rows are put in bands, where these have settings of their own.
     """
 
     setting: Setting
     cost: mcq.Bits
     predicted: float | None = None
+    importance: NDArray[Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def payload(self) -> float:  # noqa: D102
@@ -239,11 +245,14 @@ def predict_seconds(plan: Sequence[Layer], rows: int = 256, columns: int = 256) 
     weight = rng.standard_normal((rows, columns), dtype=np.float32)
     metric = mcq.Gram(np.cov(rng.standard_normal((columns, 4 * columns))))
     per_entry = {}
-    for setting in {layer.setting for layer in quantized(plan)}:
+    for setting in {part for layer in quantized(plan) for part in plain_settings(layer.setting)}:
         start = time.perf_counter()
         setting.quantizer().fit_encode(weight, metric=metric, seed=0)
         per_entry[setting] = (time.perf_counter() - start) / weight.size
-    return {layer.name: per_entry[layer.setting] * layer.entries for layer in quantized(plan)}
+    return {
+        layer.name: float(np.mean([per_entry[part] for part in plain_settings(layer.setting)])) * layer.entries
+        for layer in quantized(plan)
+    }
 
 
 def mean_bits(plan: Sequence[Layer]) -> tuple[float, float]:

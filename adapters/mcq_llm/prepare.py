@@ -15,7 +15,8 @@ from mcq_llm.load import load, load_streamed, require_dense
 from mcq_llm.plan import make_plan, plan_table, predict_seconds, quantized, require_aqlm, require_mcq
 from mcq_llm.precision import resolve
 from mcq_llm.prepared import Prepared
-from mcq_llm.text import spread_windows, text_hash, tokenize
+from mcq_llm.sensitivity import SHARED_TEXT
+from mcq_llm.text import spread_windows, text_hash, tokenize, unseen_windows
 from mcq_llm.world import ALONE, World
 
 log = logging.getLogger("mcq")
@@ -60,8 +61,14 @@ def prepare(
     options = _resolved(options)
     blocks = replace(blocks, device=own_device(options.device))
     plan = make_plan(blocks, options)
-    windows = spread_windows(tokenize(tokenizer, text), options.tokens // options.window, options.window)
-    prepared = Prepared(model, tokenizer, blocks, plan, windows, options, text_hash(text), None, spill, world)
+    tokens, count = tokenize(tokenizer, text), options.tokens // options.window
+    windows, unseen = spread_windows(tokens, count, options.window), None
+    if options.budget is not None and options.budget.sensitivity == "attributed":
+        sequences, length = SHARED_TEXT
+        unseen = unseen_windows(tokens, count, options.window, sequences, min(length, options.window))
+    prepared = Prepared(
+        model, tokenizer, blocks, plan, windows, options, text_hash(text), unseen, spill=spill, world=world
+    )
     if options.budget is not None:
         plan, allocation = world.from_first(lambda: allocated(prepared, cache))
         prepared = replace(prepared, plan=plan, allocation=allocation)

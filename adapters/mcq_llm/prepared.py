@@ -28,6 +28,8 @@ class Prepared:
     plan : list of Layer
     windows : tensor of shape (sequences, window), int64
         Calibration tokens.
+    unseen : tensor of shape (sequences, tokens), int64, or None
+        Others of the same text, for shares in a divergence: on the calibration tokens errors are less than elsewhere.
     options : Options
         With the precisions that "auto" stands for on this machine.
     text : str
@@ -47,6 +49,7 @@ class Prepared:
     windows: torch.Tensor
     options: Options
     text: str = ""
+    unseen: torch.Tensor | None = None
     allocation: Allocation | None = None
     spill: Path | None = None
     world: World = ALONE

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+import mcq
 from mcq_llm.baseline import round_to_nearest
 from mcq_llm.bias import corrected_bias
 from mcq_llm.blocks import get_bias, get_weight, set_weight
@@ -294,8 +296,12 @@ def quantize_layer(
     target = weight
     if statistics.cross is not None:
         target = corrected_weight(weight, statistics.gram, statistics.cross, options.damping, options.correction)
-    encoder = planned.setting.quantizer()
-    codes = encoder.fit_encode(target, metric=statistics.metric, seed=options.seed)
+    encoder, metric = planned.setting.quantizer(), statistics.metric
+    codes: Any
+    if isinstance(encoder, mcq.BandedQuantizer):
+        codes = encoder.fit_encode(target, metric, seed=options.seed, importance=planned.importance)
+    else:
+        codes = encoder.fit_encode(target, metric, seed=options.seed)
     stored = layer_type(options.format).of(planned.setting, encoder, codes)
     decoded = _written(stored, options)
     bias = get_bias(layer)
@@ -310,8 +316,8 @@ def quantize_layer(
         rows=planned.rows,
         columns=planned.columns,
         setting=str(planned.setting),
-        error_before=float(statistics.metric.relative_error(target, rounded.numpy())),
-        error_after=float(statistics.metric.relative_error(target, decoded.numpy())),
+        error_before=float(metric.relative_error(target, rounded.numpy())),
+        error_after=float(metric.relative_error(target, decoded.numpy())),
         error_predicted=planned.predicted,
         seconds=time.perf_counter() - start,
         peak_megabytes=peak_megabytes(),

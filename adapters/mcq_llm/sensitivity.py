@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from mcq.errors import ConfigError, FormatError
 from mcq_llm.attribution import attributed, log_probabilities, smoothed
-from mcq_llm.blocks import Blocks, get_weight, set_weight
+from mcq_llm.blocks import Blocks, as_stored_by, get_weight, set_weight
 from mcq_llm.device import moved
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
@@ -47,7 +47,7 @@ LEVELS = (0.01, 0.04)
 DIVERGENCE_SEQUENCES, DIVERGENCE_TOKENS = 4, 128
 #: Sequences, and tokens of each, that gradients are taken of.
 GRADIENT_TEXT = 16, 256
-#: The same for a divergence that is shared out.
+#: The same for a divergence that is shared out, of text that is not calibrated on.
 SHARED_TEXT = 16, 512
 #: Principal components of the last hidden states, and tokens from one that they are taken of to the next.
 COMPONENTS, STRIDE = 64, 8
@@ -95,17 +95,12 @@ def sensitivities(
     if provider not in PROVIDERS:
         return _scaled(_given(Path(provider), layers))
     model, blocks = prepared.model, prepared.blocks
-    modules = dict(model.named_modules())
-    if blocks.shards is not None or any(name not in modules for name in layers):
-        raise ConfigError(
-            f"the sensitivity {provider!r} needs all weights in memory, each layer a module of its own; leave out "
-            f"--stream, and for fused experts take --sensitivity activation, or a file"
-        )
+    modules = _modules(prepared, layers, f"the sensitivity {provider!r} needs")
     decisive = dict(identity)
     if provider in ("measured", "attributed"):
         decisive["settings"] = ", ".join(sorted({str(layer.setting) for layer in quantized(prepared.plan)}))
     ledger = Ledger(None if cache is None else cache / f"sensitivity-{provider}.jsonl", decisive)
-    missing = {name: modules[name] for name in layers if name not in ledger}
+    missing = {name: module for name, module in modules.items() if name not in ledger}
     if missing:
         with moved(model, blocks.device):
             _measure(provider, prepared, layers, missing, ledger)
@@ -129,14 +124,53 @@ def _measure(
         found = list(_quantized(prepared, layers))
         coded = {name: weight for name, weight, _ in found}
         modules = dict(model.named_modules())
-        shares = smoothed(attributed(model, modules, coded, _spread(windows, *SHARED_TEXT)), blocks)
+        assert prepared.unseen is not None  # noqa: S101 (see `prepare`)
+        shares = smoothed(attributed(model, modules, coded, prepared.unseen), blocks)
         least = LEAST_SHARE * math.fsum(shares.values()) / len(shares)
         for name, _, error in found:
             ledger[name] = max(shares[name], least) / error
     else:
         squares = _mean_squares(model, missing, windows, provider == "fisher")
         for name, square in squares.items():
-            ledger[name] = square * layers[name].power / 2
+            ledger[name] = float(square.sum()) * layers[name].power / 2
+
+
+def row_sensitivities(
+    prepared: Prepared, names: Collection[str], cache: Path | None, identity: Mapping[str, str]
+) -> dict[str, list[float]]:
+    """Return what a squared error of each output counts, up to a factor for the layer: the Fisher information.
+
+    Parameters
+    ----------
+    prepared, cache, identity
+        See `sensitivities`.
+    names : collection of str
+        Of layers.
+
+    Raises
+    ------
+    ConfigError
+        If the whole model is not in memory.
+    """
+    modules = _modules(prepared, names, "bands of rows need")
+    ledger = Ledger(None if cache is None else cache / "rows.jsonl", identity)
+    missing = {name: module for name, module in modules.items() if name not in ledger}
+    if missing:
+        with moved(prepared.model, prepared.blocks.device):
+            for name, square in _mean_squares(prepared.model, missing, prepared.windows, labels=True).items():
+                ledger[name] = [float(f"{value:.4g}") for value in square.tolist()]
+    return {name: ledger[name] for name in names}
+
+
+def _modules(prepared: Prepared, names: Collection[str], who: str) -> dict[str, nn.Module]:
+    """Return the modules of layers, if they are all there is to them."""
+    modules = dict(prepared.model.named_modules())
+    if prepared.blocks.shards is not None or any(name not in modules for name in names):
+        raise ConfigError(
+            f"{who} all weights in memory, each layer a module of its own; leave out --stream and --bands, and for "
+            f"fused experts take --sensitivity activation, or a file"
+        )
+    return {name: modules[name] for name in names}
 
 
 def _quantized(prepared: Prepared, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor, float]]:
@@ -235,8 +269,8 @@ def _noise(meter: Divergence, name: str, layer: nn.Module, power: float) -> floa
 
 def _mean_squares(
     model: PreTrainedModel, layers: Mapping[str, nn.Module], windows: torch.Tensor, labels: bool
-) -> dict[str, float]:
-    """Return for each layer the sum over its weights of the mean square of the gradient, per token.
+) -> dict[str, torch.Tensor]:
+    """Return for each layer and output the sum over its weights of the mean square of the gradient, per token.
 
     Of the likelihood of labels drawn from the model, or of principal components of its last hidden states.
     """
@@ -244,7 +278,7 @@ def _mean_squares(
     generator = torch.Generator().manual_seed(0)
     sequences = _spread(windows, *GRADIENT_TEXT)
     scalar = _likelihood if labels else _components(model, sequences)
-    sums = [0.0] * len(weights)
+    sums = [torch.zeros(len(get_weight(layer)), dtype=torch.float64) for layer in layers.values()]
     was_asked = [weight.requires_grad for weight in weights]
     try:
         for weight in weights:
@@ -253,8 +287,9 @@ def _mean_squares(
             with torch.enable_grad():
                 value = scalar(model, ids[None], generator)
                 gradients = torch.autograd.grad(value, weights, materialize_grads=True)
-            for i, gradient in enumerate(gradients):
-                sums[i] += float(gradient.square().sum(dtype=torch.float64)) / sequences.numel()
+            for total, layer, gradient in zip(sums, layers.values(), gradients, strict=True):
+                by_row = as_stored_by(layer, gradient).square().sum(1, dtype=torch.float64)
+                total += by_row.cpu() / sequences.numel()
     finally:
         for weight, asked in zip(weights, was_asked, strict=True):
             weight.requires_grad_(asked)

@@ -47,9 +47,49 @@ def spread_windows(tokens: torch.Tensor, count: int, window: int) -> torch.Tenso
     -------
     tensor of shape (count, window), int64
     """
-    require_tokens(len(tokens), count, window, "calibration")
-    starts = torch.linspace(0, len(tokens) - window, count, dtype=torch.float64).long()
-    return torch.stack([tokens[start : start + window] for start in starts])
+    return torch.stack([tokens[start : start + window] for start in _starts(len(tokens), count, window)])
+
+
+def unseen_windows(tokens: torch.Tensor, count: int, window: int, sequences: int, length: int) -> torch.Tensor:
+    """Cut sequences from between the windows that `spread_windows` cuts, evenly spread.
+
+    Parameters
+    ----------
+    tokens, count, window
+        As for `spread_windows`.
+    sequences, length : int
+        Number of sequences, and tokens of each; fewer sequences if the text has no more.
+
+    Returns
+    -------
+    tensor of shape (sequences, length), int64
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    starts = _starts(len(tokens), count, window)
+    ends = [*starts[1:], len(tokens)]
+    places = [
+        place
+        for start, end in zip(starts, ends, strict=True)
+        for place in range(start + window, end - length + 1, length)
+    ]
+    if not places:
+        raise InputError(
+            f"sequences of {length} tokens must be left between the {count} calibration windows, but the text of "
+            f"{len(tokens)} tokens is full; give a longer text, or fewer calibration tokens"
+        )
+    chosen = torch.linspace(0, len(places) - 1, min(sequences, len(places))).round().long().tolist()
+    return torch.stack([tokens[places[i] : places[i] + length] for i in chosen])
+
+
+def _starts(found: int, count: int, window: int) -> list[int]:
+    """Return where the windows of `spread_windows` start."""
+    require_tokens(found, count, window, "calibration")
+    starts: list[int] = torch.linspace(0, found - window, count, dtype=torch.float64).long().tolist()
+    return starts
 
 
 def first_windows(tokens: torch.Tensor, count: int, window: int) -> torch.Tensor:

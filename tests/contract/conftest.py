@@ -62,6 +62,10 @@ WITHOUT_CODEBOOKS = [
     (mcq.TrellisQuantizer, (3.4, 9, "none", 20)),
     (mcq.TrellisQuantizer, (1, 9, "none", 1)),
     (mcq.TrellisQuantizer, (5, 10, "row", 7)),
+    (mcq.BandedQuantizer, (mcq.GridQuantizer, 1, (2, 4, 16))),
+    (mcq.BandedQuantizer, (mcq.ScalarQuantizer, 1, (2, 4))),
+    (mcq.BandedQuantizer, (mcq.ShellQuantizer, 3, (9, 14, 22, 30))),
+    (mcq.BandedQuantizer, (mcq.CompandedQuantizer, None, (4.0, 5.5))),
 ]
 QUANTIZERS = [mcq.AdditiveQuantizer, mcq.ResidualQuantizer, mcq.ProductQuantizer, mcq.RelaxedQuantizer]
 ROUNDS = 3
@@ -80,6 +84,13 @@ class Case(NamedTuple):
         return METRICS[self.metric_name]
 
     def new(self):
+        if self.quantizer is mcq.BandedQuantizer:
+            kind, first, sizes = self.options
+            parts = {
+                mcq.GridQuantizer: lambda size: (first, size),
+                mcq.ShellQuantizer: lambda size: (first, size, 1, "row"),
+            }.get(kind, lambda size: (size,))
+            return mcq.BandedQuantizer([kind(*parts(size)) for size in sizes])
         if not self.has_codebooks:
             return self.quantizer(*self.options)
         num_codebooks, codebook_bits, group_size, scale = self.options
@@ -100,12 +111,12 @@ class Case(NamedTuple):
     @property
     def is_random(self):
         """Whether the seed matters."""
-        return self.has_codebooks or self.quantizer is mcq.GridQuantizer
+        return self.has_codebooks or mcq.GridQuantizer in (self.quantizer, self.options[0])
 
     @property
     def row_bits(self):
         """Bits of the codes of a row; None where the data decide."""
-        if self.quantizer is mcq.CompandedQuantizer:
+        if self.quantizer in (mcq.CompandedQuantizer, mcq.BandedQuantizer):
             return None
         if self.quantizer is mcq.ScalarQuantizer:
             return D * self.options[0]

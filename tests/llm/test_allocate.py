@@ -153,7 +153,7 @@ def measure(folders, text):
     def call(provider, cache=None):
         blocks = find_blocks(model)
         layers = {name: Layer() for index in range(2) for name in blocks.layers(index)}
-        prepared = Prepared(model, tokenizer, blocks, make_plan(blocks, options), windows, options)
+        prepared = Prepared(model, tokenizer, blocks, make_plan(blocks, options), windows, options, unseen=windows + 1)
         return sensitivities(provider, prepared, layers, cache, {}), model
 
     return call
