@@ -55,7 +55,7 @@ class BandedSetting(Setting):
         return mcq.Bits(payload, all_in + overhead(rows, len(self.parts)) / (rows * columns))
 
     def __str__(self) -> str:
-        return " | ".join(map(str, self.parts))
+        return f"{self.parts[0].codec} " + " | ".join(str(part).removeprefix(f"{part.codec} ") for part in self.parts)
 
 
 def plain_settings(setting: Setting) -> tuple[Setting, ...]:

@@ -265,19 +265,20 @@ def mean_bits(plan: Sequence[Layer]) -> tuple[float, float]:
 def plan_table(plan: Sequence[Layer], seconds: dict[str, float]) -> str:
     """Return the plan as text: one line per layer, with what it takes when it is coded, and a total."""
     width = max(len(layer.name) for layer in plan)
-    lines = [f"{'layer':{width}}  {'shape':>13}  {'setting':>16}  payload   all-in        MB    error  seconds"]
-    for layer in plan:
-        setting = str(layer.setting) if isinstance(layer, PlannedLayer) else "dense"
+    settings = [str(layer.setting) if isinstance(layer, PlannedLayer) else "dense" for layer in plan]
+    wide = max(16, *map(len, settings))
+    lines = [f"{'layer':{width}}  {'shape':>13}  {'setting':>{wide}}  payload   all-in        MB    error  seconds"]
+    for layer, setting in zip(plan, settings, strict=True):
         shape = f"{layer.rows}x{layer.columns}"
         predicted = layer.predicted if isinstance(layer, PlannedLayer) else 0.0
         error = "unknown" if predicted is None else f"{predicted:7.4f}"
         cost = f"{layer.payload:7.3f}  {layer.all_in:7.3f}  {_megabytes([layer]):8.3f}"
         cost += f"  {error}  {seconds.get(layer.name, 0.0):7.1f}"
-        lines.append(f"{layer.name:{width}}  {shape:>13}  {setting:>16}  {cost}")
+        lines.append(f"{layer.name:{width}}  {shape:>13}  {setting:>{wide}}  {cost}")
     payload, all_in = mean_bits(plan)
     total = f"{len(plan)} layers, {sum(layer.entries for layer in plan):,} weights"
     cost = f"{payload:7.3f}  {all_in:7.3f}  {_megabytes(plan):8.3f}"
-    lines.append(f"{total:{width + 33}}  {cost}  {'':7}  {sum(seconds.values()):7.1f}")
+    lines.append(f"{total:{width + wide + 17}}  {cost}  {'':7}  {sum(seconds.values()):7.1f}")
     return "\n".join(lines)
 
 
