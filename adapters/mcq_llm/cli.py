@@ -61,7 +61,9 @@ def quantize_command(
         list[str] | None,
         typer.Option(help="PATTERN=codebooks:3,bits:8,group:8,scale:row or PATTERN=dense; the last match wins."),
     ] = None,
-    target: Annotated[str, typer.Option(help="What layers reproduce: original or quantized (see docs).")] = "original",
+    target: Annotated[
+        str, typer.Option(help="What layers reproduce: original, block or quantized (see docs).")
+    ] = "original",
     correction: Annotated[float, typer.Option(help="How far to go towards the original outputs, 0 to 1.")] = 0.5,
     precision: Annotated[str, typer.Option(help="Of the calibration pass: auto, float32 or bfloat16.")] = "auto",
     device: Device = "auto",

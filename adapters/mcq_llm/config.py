@@ -15,7 +15,7 @@ from mcq_llm.precision import PRECISIONS
 from mcq_llm.setting import Setting
 from mcq_llm.tune import TuneOptions
 
-TARGETS = ("quantized", "original")
+TARGETS = ("quantized", "original", "block")
 #: More would be a few rows each.
 MAX_BANDS = 16
 TUNE = ("none", "bias", "block")
@@ -90,13 +90,14 @@ class Options:
     format : {"aqlm", "mcq", "dense"}
         What is written: an AQLM checkpoint, which stock loaders read; mcq's own format, for what that cannot express;
         or ordinary weights.
-    target : {"quantized", "original"}
+    target : {"quantized", "original", "block"}
         What a layer is to reproduce on the inputs that the quantized layers before it produce: its own
-        original output on these same inputs, or its output in the original model.
+        original output on these same inputs, or its output in the original model; with "block", the layer that closes a
+        block is to reproduce the block's output there.
     correction : float
-        With ``target="original"``: how far to go towards that target, 0 to 1.
+        Unless ``target="quantized"``: how far to go towards that target, 0 to 1.
     damping : float
-        With ``target="original"``: added to the diagonal of the Gram, as a fraction of its mean.
+        Unless ``target="quantized"``: added to the diagonal of the Gram, as a fraction of its mean.
     precision : {"auto", "float32", "bfloat16"}
         Of the calibration pass; "auto" is bfloat16 where the processor computes in it natively. Statistics are always
         float32 or wider.

@@ -13,7 +13,9 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
@@ -24,10 +26,11 @@ from mcq_llm.blocks import get_bias, get_weight, set_weight
 from mcq_llm.borrow import borrowing, portions
 from mcq_llm.calibrate import Stream, calibrated_stages
 from mcq_llm.checkpoint import Checkpoint
+from mcq_llm.closing import closing_drift
 from mcq_llm.coded_linear import tunable, tuned
 from mcq_llm.config import Options
 from mcq_llm.device import device_of
-from mcq_llm.drift import corrected_weight
+from mcq_llm.drift import corrected_weight, own_drift
 from mcq_llm.formats import StoredLayer, layer_type
 from mcq_llm.mcq_format import McqLayer
 from mcq_llm.memory import peak_megabytes
@@ -132,7 +135,7 @@ def quantize(prepared: Prepared, checkpoint: Checkpoint, report: Report = lambda
     world = prepared.world
     cut = options.tune == "block"
     stream = Stream(model, blocks, prepared.windows, options.batch, dtype, prepared.spill, world, cut)
-    original = stream.copy() if options.target == "original" else None
+    original = stream.copy() if options.target != "quantized" else None
     with tqdm(total=len(planned), unit="layer", desc="quantizing", smoothing=0, disable=not world.first) as bar:
         for index in range(len(blocks.modules)):
             with blocks.loaded(index) as block:
@@ -222,8 +225,11 @@ def _quantize_layers(
     with borrowing(working, calls, options.window, world):
         for stage in stages:
             finished = world.from_first(partial(checkpoint.layers, stage))
+            closing = None
+            if original is not None and options.target == "block" and len(finished) < len(stage):
+                closing = closing_drift(calls, [copies[name] for name in stage], original.hidden, world)
             tasks = {
-                name: partial(quantize_layer, planned[name], layers[name], statistics, options)
+                name: partial(quantize_layer, planned[name], layers[name], statistics, options, closing)
                 for name, statistics in stage.items()
                 if statistics is not None and name not in finished
             }
@@ -279,7 +285,11 @@ def _tune(
 
 
 def quantize_layer(
-    planned: PlannedLayer, layer: nn.Module, statistics: Statistics, options: Options
+    planned: PlannedLayer,
+    layer: nn.Module,
+    statistics: Statistics,
+    options: Options,
+    closing: NDArray[np.float64] | None = None,
 ) -> tuple[tuple[StoredLayer, torch.Tensor | None], LayerReport]:
     """Quantize one layer; return it with its bias, if it has one.
 
@@ -290,12 +300,15 @@ def quantize_layer(
     statistics : Statistics
         Of its inputs.
     options : Options
+    closing : array of shape (outputs, inputs), or None
+        The drift to make up for, if that is not the layer's own; see `mcq_llm.closing`.
     """
     start = time.perf_counter()
     weight = get_weight(layer).float().cpu().numpy()
     target = weight
     if statistics.cross is not None:
-        target = corrected_weight(weight, statistics.gram, statistics.cross, options.damping, options.correction)
+        drift = own_drift(weight, statistics.gram, statistics.cross) if closing is None else closing
+        target = corrected_weight(weight, statistics.gram, drift, options.damping, options.correction)
     encoder, metric = planned.setting.quantizer(), statistics.metric
     codes: Any
     if isinstance(encoder, mcq.BandedQuantizer):
