@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-import mcq
 from mcq.errors import ConfigError
 from mcq.rate import Allocation, Unit, allocate
 from mcq_llm.bands import BandedSetting, band_rows, importance, overhead, ranks, shares
@@ -52,7 +51,7 @@ class Curve:
     errors : dict of Setting to float
         Relative error tr(D H D^T) / tr(W H W^T) at each candidate.
     energy : list of float
-        x^T H x of each row, relative to the mean.
+        Mean square of each row, relative to the mean.
     """
 
     inputs: str
@@ -91,7 +90,7 @@ def measure_curves(
             "inputs": seen.inputs,
             "power": zeros / float(np.trace(metric.matrix)) / len(seen.weight),
             "errors": [curve[candidate] for candidate in setting.candidates()],
-            "energy": _energy(seen.weight, metric),
+            "energy": _energy(seen.weight),
         }
     return {
         name: Curve(
@@ -105,9 +104,9 @@ def measure_curves(
     }
 
 
-def _energy(weight: NDArray[np.float32], metric: mcq.Gram) -> list[float]:
-    energy = np.einsum("rc,rc->r", weight @ metric.matrix, weight, dtype=np.float64)
-    return [float(f"{value:.4g}") for value in np.maximum(energy, 0) / (energy.mean() or 1.0)]
+def _energy(weight: NDArray[np.float32]) -> list[float]:
+    energy = np.square(weight, dtype=np.float64).mean(1)
+    return [float(f"{value:.4g}") for value in energy / (energy.mean() or 1.0)]
 
 
 @dataclass(frozen=True)
