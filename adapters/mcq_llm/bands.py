@@ -2,7 +2,7 @@
 
 Rows of a layer do not count alike. With w_r the mean square of the gradient of an output and e_r the mean square of its
 row of weights, the error of row r at the rate R costs the model about w_r e_r 4^-R. These products are its importance.
-(The energy of the output itself does not enter: most of it lies in few directions of the inputs, which errors avoid, and
+(The energy of the output does not enter: most of it lies in few directions of the inputs, which errors avoid, and
 what is left of an error depends on the size of the row alone.) An allocation treats the bands, which are equally many
 rows from the least to the most important, like layers.
 """
