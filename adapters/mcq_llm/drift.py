@@ -25,8 +25,8 @@ def own_drift(
     cross : array of shape (inputs, inputs)
         X^T X' / rows.
     """
-    drift: NDArray[np.float64] = weight.astype(np.float64) @ (cross - gram)
-    return drift
+    drift: NDArray[np.float64] = (cross - gram).T @ weight.T.astype(np.float64)
+    return drift.T
 
 
 def corrected_weight(
