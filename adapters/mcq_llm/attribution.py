@@ -28,7 +28,11 @@ POINTS = 2
 
 
 def attributed(
-    model: PreTrainedModel, layers: Mapping[str, nn.Module], coded: Mapping[str, torch.Tensor], sequences: torch.Tensor
+    model: PreTrainedModel,
+    layers: Mapping[str, nn.Module],
+    coded: Mapping[str, torch.Tensor],
+    sequences: torch.Tensor,
+    errors: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, float]:
     """Return the share of each layer in the mean divergence in nats; a layer whose error helps has a negative one.
 
@@ -41,9 +45,12 @@ def attributed(
     coded : mapping of str to tensor
         Their weights in the coded model, of shape (outputs, inputs).
     sequences : tensor of shape (sequences, tokens), int64
+    errors : mapping of str to tensor, optional
+        A part of the differences between both models, to return the shares of that part only.
     """
     weights = {name: layers[name].get_parameter("weight") for name in coded}
     originals = {name: weight.detach().clone() for name, weight in weights.items()}
+    parts = {name: as_stored_by(layers[name], part).to(model.device) for name, part in (errors or {}).items()}
     coded = {name: as_stored_by(layers[name], weight).to(model.device) for name, weight in coded.items()}
     was_asked = {name: weight.requires_grad for name, weight in weights.items()}
     shares = dict.fromkeys(weights, 0.0)
@@ -61,7 +68,7 @@ def attributed(
                         value = (reference.exp() * (reference - found)).sum() / sequences.numel()
                         gradients = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
                     for name, gradient in zip(weights, gradients, strict=True):
-                        error = coded[name] - originals[name]
+                        error = coded[name] - originals[name] if errors is None else parts[name]
                         shares[name] += float(portion) * float((gradient * error).sum(dtype=torch.float64))
                     bar.update()
     finally:

@@ -63,7 +63,7 @@ def prepare(
     plan = make_plan(blocks, options)
     tokens, count = tokenize(tokenizer, text), options.tokens // options.window
     windows, unseen = spread_windows(tokens, count, options.window), None
-    if options.budget is not None and options.budget.sensitivity == "attributed":
+    if options.budget is not None and options.budget.sensitivity in ("attributed", "walked"):
         sequences, length = SHARED_TEXT
         unseen = unseen_windows(tokens, count, options.window, sequences, min(length, options.window))
     prepared = Prepared(

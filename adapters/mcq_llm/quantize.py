@@ -304,23 +304,15 @@ def quantize_layer(
         The drift to make up for, if that is not the layer's own; see `mcq_llm.closing`.
     """
     start = time.perf_counter()
-    weight = get_weight(layer).float().cpu().numpy()
-    target = weight
-    if statistics.cross is not None:
-        drift = own_drift(weight, statistics.gram, statistics.cross) if closing is None else closing
-        target = corrected_weight(weight, statistics.gram, drift, options.damping, options.correction)
-    encoder, metric = planned.setting.quantizer(), statistics.metric
-    codes: Any
-    if isinstance(encoder, mcq.BandedQuantizer):
-        codes = encoder.fit_encode(target, metric, seed=options.seed, importance=planned.importance)
-    else:
-        codes = encoder.fit_encode(target, metric, seed=options.seed)
+    metric, target = statistics.metric, target_weight(layer, statistics, options, closing)
+    encoder, codes = fit(planned, target, metric, options.seed)
     stored = layer_type(options.format).of(planned.setting, encoder, codes)
     decoded = _written(stored, options)
     bias = get_bias(layer)
     bias = None if bias is None else bias.cpu()
     if options.tune == "bias":
-        bias = corrected_bias(bias, torch.from_numpy(weight), decoded, statistics.mean, statistics.original_mean)
+        weight = get_weight(layer).float().cpu()
+        bias = corrected_bias(bias, weight, decoded, statistics.mean, statistics.original_mean)
     rounded = round_to_nearest(torch.from_numpy(target), math.ceil(planned.payload))
     # Planned are bits that a fit may stay below; tuning adds to them later what is planned for it.
     cost = stored.bits if isinstance(stored, McqLayer) and options.tune != "block" else planned.cost
@@ -341,6 +333,25 @@ def quantize_layer(
     )
     log.info("%s: error %.4f, %.1f s", line.layer, line.error_after, line.seconds)
     return (stored, None if bias is None else as_stored(bias)), line
+
+
+def target_weight(
+    layer: nn.Module, statistics: Statistics, options: Options, closing: NDArray[np.float64] | None
+) -> NDArray[np.float32]:
+    """Return what codes are to stand for: the weight, corrected for drift where inputs in the original are known."""
+    weight: NDArray[np.float32] = get_weight(layer).float().cpu().numpy()
+    if statistics.cross is None:
+        return weight
+    drift = own_drift(weight, statistics.gram, statistics.cross) if closing is None else closing
+    return corrected_weight(weight, statistics.gram, drift, options.damping, options.correction)
+
+
+def fit(planned: PlannedLayer, target: NDArray[np.float32], metric: mcq.Metric, seed: int) -> tuple[mcq.Quantizer, Any]:
+    """Return the quantizer of a planned layer, fitted to `target`, and its codes."""
+    encoder = planned.setting.quantizer()
+    if isinstance(encoder, mcq.BandedQuantizer):
+        return encoder, encoder.fit_encode(target, metric, seed=seed, importance=planned.importance)
+    return encoder, encoder.fit_encode(target, metric, seed=seed)
 
 
 def _written(stored: StoredLayer, options: Options) -> torch.Tensor:

@@ -10,6 +10,8 @@ of its inputs. So what the Gram tells is not counted again: a provider adds what
 - ``measured``: the same, with D the error of the layer when it is quantized, with a setting within the budget.
 - ``attributed``: all layers are quantized so at once, and the divergence is shared out among them
   (`mcq_llm.attribution`).
+- ``walked``: the same of a model whose layers are quantized in a run, where each corrects the drift that those before
+  it have caused, and only for the errors that layers then make themselves (`mcq_llm.walked`).
 - ``fisher``: the divergence to second order, 1/2 sum F D^2. The diagonal F of the Fisher information is the mean square
   of the gradient of a label that is drawn from the model's own prediction.
 - ``gradient``: the same with principal components of the last hidden states in place of labels (CVXQ, Young, 2024).
@@ -38,8 +40,9 @@ from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
 from mcq_llm.plan import quantized
 from mcq_llm.prepared import Prepared
+from mcq_llm.walked import walked
 
-PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attributed")
+PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attributed", "walked")
 
 #: Relative errors of the noise; the factor is a mean over them.
 LEVELS = (0.01, 0.04)
@@ -97,7 +100,10 @@ def sensitivities(
     model, blocks = prepared.model, prepared.blocks
     modules = _modules(prepared, layers, f"the sensitivity {provider!r} needs")
     decisive = dict(identity)
-    if provider in ("measured", "attributed"):
+    if provider == "walked":
+        options = prepared.options
+        decisive["run"] = f"{options.target} {options.correction} {options.damping}"
+    if provider in ("measured", "attributed", "walked"):
         decisive["settings"] = ", ".join(sorted({str(layer.setting) for layer in quantized(prepared.plan)}))
     ledger = Ledger(None if cache is None else cache / f"sensitivity-{provider}.jsonl", decisive)
     missing = {name: module for name, module in modules.items() if name not in ledger}
@@ -123,16 +129,31 @@ def _measure(
     elif provider == "attributed":
         found = list(_quantized(prepared, layers))
         coded = {name: weight for name, weight, _ in found}
-        modules = dict(model.named_modules())
-        assert prepared.unseen is not None  # noqa: S101 (see `prepare`)
-        shares = smoothed(attributed(model, modules, coded, prepared.unseen), blocks)
-        least = LEAST_SHARE * math.fsum(shares.values()) / len(shares)
-        for name, _, error in found:
-            ledger[name] = max(shares[name], least) / error
+        _share_out(prepared, ledger, coded, None, {name: error for name, _, error in found})
+    elif provider == "walked":
+        run = list(walked(prepared))
+        coded, errors = {layer.name: layer.weight for layer in run}, {layer.name: layer.error for layer in run}
+        _share_out(prepared, ledger, coded, errors, {layer.name: layer.relative for layer in run})
     else:
         squares = _mean_squares(model, missing, windows, provider == "fisher")
         for name, square in squares.items():
             ledger[name] = float(square.sum()) * layers[name].power / 2
+
+
+def _share_out(
+    prepared: Prepared,
+    ledger: Ledger,
+    coded: Mapping[str, torch.Tensor],
+    errors: Mapping[str, torch.Tensor] | None,
+    relative: Mapping[str, float],
+) -> None:
+    """Add to the ledger the share of each layer in the divergence of a coded model, divided by its relative error."""
+    assert prepared.unseen is not None  # noqa: S101 (see `prepare`)
+    modules = dict(prepared.model.named_modules())
+    shares = smoothed(attributed(prepared.model, modules, coded, prepared.unseen, errors), prepared.blocks)
+    least = LEAST_SHARE * max(math.fsum(shares.values()), LEAST) / len(shares)
+    for name, error in relative.items():
+        ledger[name] = max(shares[name], least) / max(error, LEAST)
 
 
 def row_sensitivities(

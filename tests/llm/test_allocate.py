@@ -191,19 +191,21 @@ def test_the_fisher_information_predicts_the_divergence_of_small_noise(folders, 
     assert torch.tensor(list(fisher.values())).log().std() > 2 * ratios.std()
 
 
-@pytest.mark.parametrize("codec", ["additive", "grid"])
-def test_the_divergence_of_a_coded_model_is_shared_out(folders, text, tmp_path, codec):
-    options = options_of(codec, bits=5.0, sensitivity="attributed")
+@pytest.mark.parametrize(
+    ("codec", "provider"), [("additive", "attributed"), ("grid", "attributed"), ("grid", "walked")]
+)
+def test_the_divergence_of_a_coded_model_is_shared_out(folders, text, tmp_path, codec, provider):
+    options = options_of(codec, bits=5.0, sensitivity=provider)
     prepared = prepare(folders["llama"], text, options, cache=tmp_path)
     assert 0.97 * 5 < bits_of(prepared) <= 5
     original = load(folders["llama"])[0]
     for name, parameter in original.named_parameters():
         assert torch.equal(prepared.model.get_parameter(name), parameter)
-    kept = (tmp_path / "sensitivity-attributed.jsonl").read_text()
+    kept = (tmp_path / f"sensitivity-{provider}.jsonl").read_text()
     assert prepare(folders["llama"], text, options, cache=tmp_path).plan == prepared.plan
-    assert (tmp_path / "sensitivity-attributed.jsonl").read_text() == kept
-    prepare(folders["llama"], text, options_of(codec, bits=6.0, sensitivity="attributed"), cache=tmp_path)
-    assert (tmp_path / "sensitivity-attributed.jsonl").read_text() != kept  # other settings have other errors
+    assert (tmp_path / f"sensitivity-{provider}.jsonl").read_text() == kept
+    prepare(folders["llama"], text, options_of(codec, bits=6.0, sensitivity=provider), cache=tmp_path)
+    assert (tmp_path / f"sensitivity-{provider}.jsonl").read_text() != kept  # other settings have other errors
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "no", '{"x": -1}'])

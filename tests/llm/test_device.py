@@ -60,7 +60,7 @@ def test_a_gpu_finds_what_the_processor_finds(folders, text, tmp_path, kind, tun
 
 
 @gpu
-@pytest.mark.parametrize("sensitivity", ["noise", "fisher", "gradient", "measured", "attributed"])
+@pytest.mark.parametrize("sensitivity", ["noise", "fisher", "gradient", "measured", "attributed", "walked"])
 def test_a_gpu_measures_what_the_processor_measures(folders, text, sensitivity) -> None:
     found = []
     for device in ("cpu", "cuda"):
