@@ -133,7 +133,8 @@ class Banded:
 
     @classmethod
     def of(cls, layer: PlannedLayer, curve: Curve, sensitivity: Sequence[float], bands: int) -> Banded:
-        """Cut the rows of a layer into bands."""
+        """Cut the rows of a layer into bands, not more than there are rows."""
+        bands = min(bands, layer.rows)
         costs = importance(sensitivity, curve.energy)
         order = ranks(costs)
         return cls(layer, curve, order, shares(costs, order, bands), shares(np.array(curve.energy), order, bands))
@@ -214,7 +215,7 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     if bands > 1:
         rows = row_sensitivities(prepared, list(curves), cache, identity)
         layers = [Banded.of(layer, curves[layer.name], rows[layer.name], bands) for layer in free]
-        room = max(room - sum(overhead(layer.rows, bands) for layer in free), 0)
+        room = max(room - sum(overhead(layer.layer.rows, layer.bands) for layer in layers), 0)
     else:
         layers = [Banded(layer, curves[layer.name]) for layer in free]
     units = [unit for layer in layers for unit in layer.units(counts[layer.layer.name], options)]

@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 
 import mcq_llm
 from mcq.errors import ConfigError
+from mcq_llm.allocate import Banded, Curve
 from mcq_llm.bands import BandedSetting, band_rows, importance, ranks, shares
 from mcq_llm.cli import app
 from mcq_llm.codecs import AdditiveSetting, GridSetting, ScalarSetting, ShellSetting, TrellisSetting
 from mcq_llm.config import Budget
 from mcq_llm.load import load
-from mcq_llm.plan import mean_bits, quantized
+from mcq_llm.plan import mean_bits, planned, quantized
 from mcq_llm.prepare import prepare
 from mcq_llm.run import run
 from mcq_llm.tune import TuneOptions
@@ -139,3 +140,10 @@ def test_bands_of_streamed_models_are_refused(folders, text):
     budget = replace(OPTIONS.budget, sensitivity="activation")
     with pytest.raises(ConfigError, match="bands of rows need all weights in memory"):
         prepare(folders["llama"], text, replace(OPTIONS, budget=budget), stream=True)
+
+
+def test_there_are_no_more_bands_than_rows():
+    curve = Curve("a", 1.0, {GridSetting(2, 16): 0.1}, [1.0, 2.0, 3.0])
+    layer = Banded.of(planned("a", 3, 64, GridSetting(2, 16), OPTIONS), curve, [1.0, 1.0, 1.0], bands=8)
+    assert layer.bands == 3
+    assert len(layer.units(1.0, OPTIONS)) == 3
