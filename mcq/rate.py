@@ -165,7 +165,7 @@ class Allocation:
             lines.append("uniform         no setting fits all units and the budget")
         else:
             lines.append(
-                f"uniform         {self.uniform.distortion:.6g} with {self.uniform.setting!r}, {self.uniform.cost} bits"
+                f"uniform         {self.uniform.distortion:.6g} with {self.uniform.setting}, {self.uniform.cost} bits"
             )
             lines.append(f"predicted gain  {self.gain:.1%}{'' if self.pays else ': the uniform setting is as good'}")
         return "\n".join(lines)
