@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ THRESHOLDS = "thresholds"
 
 @io.register("banded codes")
 @dataclass(frozen=True, eq=False)
-class BandedCodes:
+class BandedCodes(io.Stored):
     """The codes of a matrix of n rows and d columns, band by band.
 
     Attributes
@@ -67,25 +66,10 @@ class BandedCodes:
         stored = 8 * (self._packed_bands.nbytes + shared_bytes) + sum(bits.all_in * size for bits, size in counted)
         return Bits(sum(bits.payload * size for bits, size in counted) / entries, stored / entries)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the codes to a container file; `mcq.load` or `BandedCodes.load` reads it back."""
-        io.write(path, *self.container())
-
     def container(self) -> io.Container:
         """Return what `save` writes; `mcq.io.restore` makes codes of it again."""
         kinds, arrays = _joined([part.container() for part in self.parts])
         return io.Container("banded codes", {"rows": len(self), "parts": kinds}, arrays | {"bands": self._packed_bands})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> BandedCodes:
-        """Read codes that `save` wrote.
-
-        Raises
-        ------
-        FormatError
-            If the file is damaged or holds something else.
-        """
-        return io.load_as(cls, path)
 
     @classmethod
     def concatenate(cls, parts: Sequence[BandedCodes]) -> BandedCodes:

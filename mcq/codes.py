@@ -8,7 +8,6 @@ filled with zeros.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +42,7 @@ class Bits:
 
 @io.register("codes")
 @dataclass(frozen=True, eq=False)
-class Codes:
+class Codes(io.Stored):
     """The packed codes of a matrix of n rows and d columns.
 
     Attributes
@@ -161,10 +160,6 @@ class Codes:
         stored = sum(array.nbytes for array in self._arrays.values()) + shared_bytes
         return Bits(payload=n * self._row_bits / entries, all_in=8 * stored / entries)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the codes to a container file; `mcq.load` or `Codes.load` reads it back."""
-        io.write(path, *self.container())
-
     def container(self) -> io.Container:
         """Return what `save` writes; `mcq.io.restore` makes codes of it again."""
         config = {
@@ -174,17 +169,6 @@ class Codes:
             "codebook_bits": self.codebook_bits,
         }
         return io.Container("codes", config, self._arrays)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Codes:
-        """Read codes that `save` wrote.
-
-        Raises
-        ------
-        FormatError
-            If the file is damaged or holds something else.
-        """
-        return io.load_as(cls, path)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Codes]) -> Codes:

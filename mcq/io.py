@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,29 @@ class Container(NamedTuple):
     kind: str
     config: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
+
+
+class Stored(ABC):
+    """What goes into a container file of its own."""
+
+    @abstractmethod
+    def container(self) -> Container:
+        """Return what `save` writes; `mcq.io.restore` makes the object again."""
+
+    def save(self, path: StrPath) -> None:
+        """Write a container file, whole or not at all; `mcq.load` or the class's own `load` reads it back."""
+        write(path, *self.container())
+
+    @classmethod
+    def load(cls, path: StrPath) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        FormatError
+            If the file is damaged or holds something else.
+        """
+        return load_as(cls, path)
 
 
 def register(kind: str) -> Callable[[C], C]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -22,7 +21,7 @@ Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 
-class Quantizer(ABC):
+class Quantizer(io.Stored):
     """Base of the quantizers.
 
     Codes are `mcq.Codes` or, where codes differ in width, another class with the same methods: ``len``, slices of rows,
@@ -86,10 +85,6 @@ class Quantizer(ABC):
         bits: Bits = codes.bits(sum(array.nbytes for array in self.arrays.values()))
         return bits
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write config and arrays to a container file; the file appears whole or not at all."""
-        io.write(path, *self.container())
-
     def container(self) -> io.Container:
         """Return what `save` writes; `mcq.io.restore` makes a quantizer of it again.
 
@@ -100,17 +95,6 @@ class Quantizer(ABC):
         """
         self._require_fitted()
         return io.Container(self.kind, dataclasses.asdict(self.config), self.arrays)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a quantizer that `save` wrote.
-
-        Raises
-        ------
-        FormatError
-            If the file is damaged, newer than this mcq, or holds something else.
-        """
-        return io.load_as(cls, path)
 
     @classmethod
     def _from_container(cls, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +21,7 @@ ENTRIES = 1 << 20
 
 @io.register("scalar codes")
 @dataclass(frozen=True, eq=False)
-class ScalarCodes:
+class ScalarCodes(io.Stored):
     """The packed codes of a matrix of n rows and d columns, one code an entry.
 
     Attributes
@@ -91,26 +90,11 @@ class ScalarCodes:
         payload = int(np.take(self.row_bits, self._layouts).sum())
         return Bits(payload=payload / entries, all_in=8 * stored / entries)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the codes to a container file; `mcq.load` or `ScalarCodes.load` reads it back."""
-        io.write(path, *self.container())
-
     def container(self) -> io.Container:
         """Return what `save` writes; `mcq.io.restore` makes codes of it again."""
         config = {"shape": list(self.shape), "row_bits": list(self.row_bits)}
         arrays = {f"side.{name}": array for name, array in self.side.items()}
         return io.Container("scalar codes", config, {"packed": self.packed, **arrays})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ScalarCodes:
-        """Read codes that `save` wrote.
-
-        Raises
-        ------
-        FormatError
-            If the file is damaged or holds something else.
-        """
-        return io.load_as(cls, path)
 
     @classmethod
     def concatenate(cls, parts: Sequence[ScalarCodes]) -> ScalarCodes:

@@ -11,11 +11,10 @@ of every row or on the rows of every column; a two-sided rotation is the composi
 from __future__ import annotations
 
 import dataclasses
-import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,7 +38,7 @@ LEAST_FACTOR, LARGEST_FACTOR = 2.0**-14, 65504.0
 
 
 @io.register("transform")
-class Transform(ABC):
+class Transform(io.Stored):
     """Base of the transforms, which are frozen and made again from a few numbers."""
 
     @abstractmethod
@@ -80,22 +79,11 @@ class Transform(ABC):
         """Return the bits that decoding needs, beside the shape of the matrix."""
         return sum(step.stored_bits for step in self.steps())
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the transform to a container file; `mcq.load` or `load` reads it back."""
+    def container(self) -> io.Container:
+        """Return what `save` writes; `mcq.io.restore` makes the transform again."""
         steps = self.steps()
         arrays = {f"{i}.{name}": array for i, step in enumerate(steps) for name, array in step.arrays.items()}
-        io.write(path, "transform", {"version": VERSION, "steps": [step.config for step in steps]}, arrays)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a transform that `save` wrote.
-
-        Raises
-        ------
-        FormatError
-            If the file is damaged, newer than this mcq, or holds something else.
-        """
-        return io.load_as(cls, path)
+        return io.Container("transform", {"version": VERSION, "steps": [step.config for step in steps]}, arrays)
 
     @classmethod
     def _from_container(cls, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Transform:
