@@ -30,6 +30,10 @@ MAX_PULSES = 4095
 MAX_SQUARED_NORM = 4095
 #: Leaders up to which they are searched one by one.
 MAX_LEADERS = 1 << 13
+#: Squared norm above which a search with weights, O(N R^1.5) for each gain, costs more than it tells about the gain.
+EXACT_BUDGET = 64
+#: Normal vectors that tell how close the points of a shell come.
+SAMPLE = 512
 
 
 class Lattice(ABC):
@@ -76,6 +80,10 @@ class Lattice(ABC):
         weights : array of shape (N,), optional
             Positive; all alike if left out.
         """
+
+    def likely_gains(self, x: Floats, inverse: Floats, gains: Floats, weights: Floats) -> Gains:
+        """Return the gains (n,) of the nearest points, or what they probably are where these cost too much."""
+        return self.nearest(x, inverse, gains, weights)[1]
 
     def nearest_under(self, x: Floats, inverse: Floats, factor: Floats) -> Points:
         """Return points y (n, N) for which |U^T (inverse x - y)| is small, and least if U is diagonal.
@@ -162,6 +170,19 @@ class Shell(Lattice):
             y, _ = cpu_lattice.shell_search(x, one[: len(x)], one[:1], one[: self.group_size], self.budget)
             product = np.einsum("ng,ng->n", x, y, dtype=np.float32)
         return y, best_gains(product * inverse, np.full(len(x), self.budget, np.float32), gains)
+
+    def likely_gains(self, x: Floats, inverse: Floats, gains: Floats, weights: Floats) -> Gains:  # noqa: D102
+        if self.budget <= EXACT_BUDGET:
+            return super().likely_gains(x, inverse, gains, weights)
+        product = np.sqrt(np.square(x).sum(1) * np.float32(self.budget)) * inverse * np.float32(self._cosine)
+        return best_gains(product, np.full(len(x), self.budget, np.float32), gains)
+
+    @functools.cached_property
+    def _cosine(self) -> float:
+        """The mean of the cosine between normal vectors and the points nearest to them."""
+        x = np.random.default_rng(0).standard_normal((SAMPLE, self.group_size), np.float32)
+        y, _ = self.nearest(x, np.ones(len(x), np.float32), np.ones(1, np.float32))
+        return float(np.mean((x * y).sum(1) / np.sqrt(np.square(x).sum(1) * self.budget)))
 
     @functools.cached_property
     def leaders(self) -> Floats | None:

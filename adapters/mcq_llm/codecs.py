@@ -18,7 +18,7 @@ from mcq import rate
 from mcq.errors import ConfigError
 from mcq.storage import CODEBOOK_DTYPES, CodebookDtype
 from mcq.validate import in_range, one_of
-from mcq_llm.setting import TINY, Setting
+from mcq_llm.setting import CURVE_ROWS, TINY, Setting
 
 Scale = Literal["none", "row", "group"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
@@ -333,8 +333,13 @@ class CompandedSetting(Setting):
         return cls(bits)
 
     def candidates(self) -> list[Setting]:
-        """Return 1 1/2 to 5 bits in steps of an eighth."""
-        return [replace(self, bits=eighths / 8) for eighths in range(12, 41)]
+        """Return 1 1/2 to 6 bits in steps of an eighth."""
+        return [replace(self, bits=eighths / 8) for eighths in range(12, 49)]
+
+    @property
+    def curve_rows(self) -> int:
+        """A cluster of rows: fewer could not pay for its scales."""
+        return max(self.group, CURVE_ROWS)
 
     def cost(self, rows: int, columns: int) -> mcq.Bits:
         """Return the bits that are not exceeded."""

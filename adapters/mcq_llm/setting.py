@@ -15,8 +15,8 @@ import mcq
 
 #: Rows of the matrices that the cost of a setting is measured on.
 SAMPLE_ROWS = (8, 24)
-#: Rows of a layer that its curve is measured on.
-CURVE_ROWS = 128
+#: Rows of a layer that its curve is measured on, unless a codec cuts layers in clusters of rows.
+CURVE_ROWS = 64
 #: Candidates that are measured for a curve.
 CURVE_PROBES = 5
 TINY = 1e-12
@@ -91,15 +91,20 @@ class Setting(ABC):
             Of the inputs of the layer.
         """
         candidates = self.candidates()
-        rows = np.sort(np.random.default_rng(0).permutation(len(weight))[:CURVE_ROWS])
+        rows = np.sort(np.random.default_rng(0).permutation(len(weight))[: self.curve_rows])
         probes = np.unique(np.linspace(0, len(candidates) - 1, CURVE_PROBES).round().astype(int))
         logs = np.array([math.log(max(_error(candidates[i], weight[rows], metric), TINY)) for i in probes])
-        if len(weight) > CURVE_ROWS:
+        if len(weight) > self.curve_rows:
             middle = len(probes) // 2
             logs += math.log(max(_error(candidates[probes[middle]], weight, metric), TINY)) - logs[middle]
         bits = [setting.cost(*weight.shape).all_in for setting in candidates]
         errors = np.exp(np.interp(bits, np.take(bits, probes), logs))
         return dict(zip(candidates, errors.tolist(), strict=True))
+
+    @property
+    def curve_rows(self) -> int:
+        """Rows of a layer that its curve is measured on."""
+        return CURVE_ROWS
 
     @property
     def has_scales(self) -> bool:

@@ -88,7 +88,7 @@ class LatticeSearch:
             factor, inverse_block = _factor(block)
             target = old + cpu.matmul(gradient, inverse_block)
             slope = cpu.matmul(np.ascontiguousarray(old), block, out=gradient, accumulate=True)
-            _, likely = self.lattice.nearest(target, inverse, table, _weights(np.diagonal(block)))
+            likely = self.lattice.likely_gains(target, inverse, table, _weights(np.diagonal(block)))
             found = self.lattice.nearest_under(target, inverse * _reciprocal(table)[likely], factor)
             gains, cost = _gains_under(block, slope, found, table, scale)
             if not fresh:

@@ -93,6 +93,17 @@ def test_budget_search_is_exact_without_coupling_and_near_with(kind):
     assert np.square((x - y) @ factor).sum() < 0.9 * np.square((x - alone) @ factor).sum()
 
 
+@pytest.mark.parametrize(("budget", "agreeing"), [(39, 1.0), (78, 0.85), (173, 0.85)])
+def test_likely_gains_are_those_of_the_nearest_points(budget, agreeing):
+    rng = np.random.default_rng(0)
+    x, weights = rng.standard_normal((500, 16)).astype(np.float32), np.exp(rng.standard_normal(16) / 4)
+    inverse, gains = np.exp(rng.standard_normal(500) / 8).astype(np.float32), np.linspace(0.6, 1.6, 8) / budget**0.5 * 4
+    lattice, args = Shell(16, budget), (x, inverse, gains.astype(np.float32), weights.astype(np.float32))
+    found, exact = lattice.likely_gains(*args).astype(int), lattice.nearest(*args)[1].astype(int)
+    assert (found == exact).mean() >= agreeing
+    assert abs(found - exact).max() <= 1
+
+
 def points(size, budget, squared):
     """Every point, by trying all vectors of the cube around them."""
     cube = np.array(list(itertools.product(range(-budget, budget + 1), repeat=size)))

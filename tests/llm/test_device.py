@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,20 +56,25 @@ def test_a_gpu_finds_what_the_processor_finds(folders, text, tmp_path, kind, tun
         out = tmp_path / device
         mcq_llm.run(folders[kind], text, replace(options, device=device), out)
         lines = [json.loads(line) for line in (out / "quantize.jsonl").read_text().splitlines()]
-        errors.append({line["layer"]: line["error_after"] for line in lines})
-    assert errors[1] == pytest.approx(errors[0], rel=0.2)  # a code that differs changes all that follow
+        errors.append(np.array([line["error_after"] for line in lines]))
+    ratios = errors[1] / errors[0]
+    assert np.exp(np.log(ratios).mean()) == pytest.approx(1, abs=0.1)
+    assert np.abs(np.log(ratios)).max() < 0.5  # a code that differs changes all that follow
 
 
 @gpu
 @pytest.mark.parametrize("sensitivity", ["noise", "fisher", "gradient", "measured", "attributed", "walked"])
-def test_a_gpu_measures_what_the_processor_measures(folders, text, sensitivity) -> None:
+def test_a_gpu_measures_what_the_processor_measures(folders, text, tmp_path, sensitivity) -> None:
     found = []
     for device in ("cpu", "cuda"):
         options = mcq_llm.Options(
             mcq_llm.AdditiveSetting(1, 4, 4), tokens=256, window=32, precision="float32", device=device, format="mcq",
             budget=Budget(bits=3.0, sensitivity=sensitivity),
         )  # fmt: skip
-        prepared = prepare(folders["llama"], text, options)
+        prepared = prepare(folders["llama"], text, options, cache=tmp_path / device)
         assert prepared.model.device.type == "cpu"
-        found.append({name: choice.distortion for name, choice in prepared.allocation.chosen.items()})
-    assert found[1] == pytest.approx(found[0], rel=0.1)
+        _, *lines = (tmp_path / device / f"sensitivity-{sensitivity}.jsonl").read_text().splitlines()
+        factors = {name: factor for line in lines for name, factor in json.loads(line).items()}
+        found.append([factors[name] for name in sorted(factors)])
+    # They span orders of magnitude; the least are divergences near what float32 resolves.
+    assert np.corrcoef(np.log(found))[0, 1] > 0.9
