@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from mcq.errors import ConfigError
 from mcq.rate import Allocation, Unit, allocate
-from mcq_llm.bands import BandedSetting, band_rows, importance, overhead, ranks, shares
+from mcq_llm.bands import BandedSetting, band_rows, importance, overhead, ranks, shares, sums
 from mcq_llm.blocks import Blocks
 from mcq_llm.checkpoint import fingerprint
 from mcq_llm.config import Options
@@ -28,7 +28,8 @@ from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
 from mcq_llm.plan import Layer, PlannedLayer, planned, quantized
 from mcq_llm.prepared import Prepared
-from mcq_llm.sensitivity import row_sensitivities, sensitivities
+from mcq_llm.revision import corrections
+from mcq_llm.sensitivity import row_sensitivities, row_shares, sensitivities
 from mcq_llm.setting import Setting
 from mcq_llm.storage import as_stored
 
@@ -158,6 +159,11 @@ class Banded:
         """Number of bands."""
         return len(self.weights)
 
+    def sums(self, by_row: Sequence[float]) -> list[float]:
+        """Return the sums of a number of each row over the bands."""
+        order = np.arange(len(by_row)) if self.order is None else self.order
+        return sums(np.asarray(by_row), order, self.bands)
+
     def chosen(self, found: Allocation, options: Options) -> PlannedLayer:
         """Return the layer with the settings that an allocation chose."""
         settings = [found.chosen[self.unit(band)].setting for band in range(self.bands)]
@@ -219,9 +225,39 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     else:
         layers = [Banded(layer, curves[layer.name]) for layer in free]
     units = [unit for layer in layers for unit in layer.units(counts[layer.layer.name], options)]
-    found = allocate(units, room, ties=_ties(layers) if options.budget.tie else ())
+    ties = _ties(layers) if options.budget.tie else ()
+    found = allocate(units, room, ties=ties)
+    for turn in range(2, options.budget.passes + 1):
+        settled = replace(prepared, plan=_settled(plan, layers, found, options))
+        shares = row_shares(settled, list(curves), cache, identity, turn)
+        units = _revised(units, layers, found, shares, blocks)
+        found = allocate(units, room, ties=ties)
+    return _settled(plan, layers, found, options), found
+
+
+def _settled(plan: Sequence[Layer], layers: Sequence[Banded], found: Allocation, options: Options) -> list[Layer]:
+    """Return the plan with the settings that an allocation chose."""
     chosen = {layer.layer.name: layer.chosen(found, options) for layer in layers}
-    return [chosen.get(old.name, old) for old in plan], found
+    return [chosen.get(old.name, old) for old in plan]
+
+
+def _revised(
+    units: Sequence[Unit],
+    layers: Sequence[Banded],
+    found: Allocation,
+    shares: Mapping[str, Sequence[float]],
+    blocks: Blocks,
+) -> list[Unit]:
+    """Return the units with what errors count after a look at a model with the settings chosen."""
+    names = {layer.layer.name: [layer.unit(band) for band in range(layer.bands)] for layer in layers}
+    measured = {layer.layer.name: layer.sums(shares[layer.layer.name]) for layer in layers}
+    predicted = {name: [found.chosen[unit].distortion for unit in own] for name, own in names.items()}
+    factors = {
+        unit: factor
+        for name, found_factors in corrections(measured, predicted, blocks).items()
+        for unit, factor in zip(names[name], found_factors, strict=True)
+    }
+    return [replace(unit, distortion=[factors[unit.name] * error for error in unit.distortion]) for unit in units]
 
 
 def _uniform(setting: Setting, costs: Mapping[str, list[int]], curves: Mapping[str, Curve], room: int) -> Setting:

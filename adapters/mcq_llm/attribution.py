@@ -1,4 +1,4 @@
-"""The share of each layer in the divergence of a model whose layers are all coded: integrated gradients.
+"""The shares of layers in the divergence of a model whose layers are all coded: integrated gradients.
 
 With W_l the weights of the original model, D_l their errors, and KL(t) the divergence from the original of a model with
 weights W_l + t D_l, that of the coded model is a sum over layers:
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -33,8 +34,8 @@ def attributed(
     coded: Mapping[str, torch.Tensor],
     sequences: torch.Tensor,
     errors: Mapping[str, torch.Tensor] | None = None,
-) -> dict[str, float]:
-    """Return the share of each layer in the mean divergence in nats; a layer whose error helps has a negative one.
+) -> dict[str, NDArray[np.float64]]:
+    """Return the shares of each layer's outputs in the mean divergence in nats; errors that help have negative ones.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ def attributed(
     parts = {name: as_stored_by(layers[name], part).to(model.device) for name, part in (errors or {}).items()}
     coded = {name: as_stored_by(layers[name], weight).to(model.device) for name, weight in coded.items()}
     was_asked = {name: weight.requires_grad for name, weight in weights.items()}
-    shares = dict.fromkeys(weights, 0.0)
+    shares = {name: np.zeros(len(as_stored_by(layers[name], weight))) for name, weight in weights.items()}
     points, portions = np.polynomial.legendre.leggauss(POINTS)
     try:
         with tqdm(total=POINTS * len(sequences), desc="attributing", unit="sequence", smoothing=0) as bar:
@@ -69,7 +70,8 @@ def attributed(
                         gradients = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
                     for name, gradient in zip(weights, gradients, strict=True):
                         error = coded[name] - originals[name] if errors is None else parts[name]
-                        shares[name] += float(portion) * float((gradient * error).sum(dtype=torch.float64))
+                        by_row = as_stored_by(layers[name], gradient * error).sum(1, dtype=torch.float64)
+                        shares[name] += float(portion) * by_row.cpu().numpy()
                     bar.update()
     finally:
         _set(weights, originals, originals, 0.0)

@@ -88,9 +88,15 @@ def ranks(values: NDArray[np.float64]) -> NDArray[np.intp]:
     return np.argsort(np.argsort(values, kind="stable"), kind="stable")
 
 
-def shares(values: NDArray[np.float64], order: NDArray[np.intp], bands: int) -> list[float]:
-    """Return which part of the sum of `values` each band has, with rows as ranked by `order`."""
+def sums(values: NDArray[np.float64], order: NDArray[np.intp], bands: int) -> list[float]:
+    """Return the sum of `values` over each band, with rows as ranked by `order`."""
     ends = np.cumsum([0, *band_rows(len(values), bands)])
     by_rank = np.empty_like(values)
     by_rank[order] = values
-    return [float(by_rank[a:b].sum() / values.sum()) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [float(by_rank[a:b].sum()) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def shares(values: NDArray[np.float64], order: NDArray[np.intp], bands: int) -> list[float]:
+    """Return which part of the sum of `values` each band has, with rows as ranked by `order`."""
+    total = float(values.sum())
+    return [part / total for part in sums(values, order, bands)]

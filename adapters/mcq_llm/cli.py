@@ -43,6 +43,9 @@ def quantize_command(
         int,
         typer.Option(help="Cut each layer into so many bands of equally important rows, with settings of their own."),
     ] = 1,
+    passes: Annotated[
+        int, typer.Option(help="How often settings are chosen, by what errors count with those chosen before.")
+    ] = 1,
     cache: Annotated[Path | None, typer.Option(help="Folder for what an allocation measures.")] = None,
     rotate: Annotated[bool, typer.Option("--rotate", help="Rotate the rows of weights before they are coded.")] = False,
     codebooks: Annotated[int | None, typer.Option(help="Number of codebooks, instead of what --bits says.")] = None,
@@ -103,11 +106,11 @@ def quantize_command(
     kind = CODECS[one_of(codec, CODECS, "--codec")]
     budget = None
     if size is not None:
-        budget = Budget(size=Budget.parse_size(size), sensitivity=sensitivity, tie=tie, bands=bands)
+        budget = Budget(size=Budget.parse_size(size), sensitivity=sensitivity, tie=tie, bands=bands, passes=passes)
     elif allocate or not kind.reaches(bits):
-        budget = Budget(bits=bits, sensitivity=sensitivity, tie=tie, bands=bands)
-    elif bands > 1:
-        raise ConfigError("bands of rows are for an allocation; add --allocate, a fraction of a bit, or --size")
+        budget = Budget(bits=bits, sensitivity=sensitivity, tie=tie, bands=bands, passes=passes)
+    elif bands > 1 or passes > 1:
+        raise ConfigError("bands and passes are for an allocation; add --allocate, a fraction of a bit, or --size")
     standard = kind() if budget else kind.of_bits(bits)
     details: dict[str, int | str | None] = {
         "codebooks": codebooks,

@@ -18,6 +18,8 @@ from mcq_llm.tune import TuneOptions
 TARGETS = ("quantized", "original", "block")
 #: More would be a few rows each.
 MAX_BANDS = 16
+#: Sensitivities that share out the divergence of a model whose layers are all coded.
+SHARED = ("attributed", "walked")
 TUNE = ("none", "bias", "block")
 
 
@@ -37,6 +39,9 @@ class Budget:
         Whether layers that receive the same inputs must have the same setting.
     bands : int
         In how many bands of equally important rows each layer is cut, see `mcq_llm.bands`.
+    passes : int
+        How often settings are chosen, each time but the first by what errors count in a model with those chosen last,
+        see `mcq_llm.revision`. More than one are for the sensitivities "attributed" and "walked".
     """
 
     bits: float | None = None
@@ -44,6 +49,7 @@ class Budget:
     sensitivity: str = "activation"
     tie: bool = False
     bands: int = 1
+    passes: int = 1
 
     def __post_init__(self) -> None:
         if (self.bits is None) == (self.size is None):
@@ -53,6 +59,11 @@ class Budget:
         if self.size is not None:
             in_range(self.size, 1, None, "size in bytes")
         in_range(self.bands, 1, MAX_BANDS, "bands")
+        if in_range(self.passes, 1, None, "passes") > 1 and self.sensitivity not in SHARED:
+            raise ConfigError(
+                f"{self.passes} passes need a sensitivity that is measured in a model with all layers quantized, "
+                f"{' or '.join(SHARED)}, got {self.sensitivity!r}"
+            )
 
     @staticmethod
     def parse_size(text: str) -> int:

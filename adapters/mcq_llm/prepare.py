@@ -9,7 +9,7 @@ from pathlib import Path
 from mcq.errors import ConfigError
 from mcq_llm.allocate import allocated
 from mcq_llm.blocks import find_blocks
-from mcq_llm.config import Options
+from mcq_llm.config import SHARED, Options
 from mcq_llm.device import own_device
 from mcq_llm.load import load, load_streamed, require_dense
 from mcq_llm.plan import make_plan, plan_table, predict_seconds, quantized, require_aqlm, require_mcq
@@ -63,7 +63,7 @@ def prepare(
     plan = make_plan(blocks, options)
     tokens, count = tokenize(tokenizer, text), options.tokens // options.window
     windows, unseen = spread_windows(tokens, count, options.window), None
-    if options.budget is not None and options.budget.sensitivity in ("attributed", "walked"):
+    if options.budget is not None and options.budget.sensitivity in SHARED:
         sequences, length = SHARED_TEXT
         unseen = unseen_windows(tokens, count, options.window, sequences, min(length, options.window))
     prepared = Prepared(

@@ -20,6 +20,7 @@ of its inputs. So what the Gram tells is not counted again: a provider adds what
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,7 +28,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -35,11 +38,13 @@ from transformers import PreTrainedModel
 from mcq.errors import ConfigError, FormatError
 from mcq_llm.attribution import attributed, log_probabilities, smoothed
 from mcq_llm.blocks import Blocks, as_stored_by, get_weight, set_weight
+from mcq_llm.config import SHARED
 from mcq_llm.device import moved
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
 from mcq_llm.plan import quantized
 from mcq_llm.prepared import Prepared
+from mcq_llm.quantize import fit
 from mcq_llm.walked import walked
 
 PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attributed", "walked")
@@ -99,18 +104,25 @@ def sensitivities(
         return _scaled(_given(Path(provider), layers))
     model, blocks = prepared.model, prepared.blocks
     modules = _modules(prepared, layers, f"the sensitivity {provider!r} needs")
-    decisive = dict(identity)
-    if provider == "walked":
-        options = prepared.options
-        decisive["run"] = f"{options.target} {options.correction} {options.damping}"
-    if provider in ("measured", "attributed", "walked"):
-        decisive["settings"] = ", ".join(sorted({str(layer.setting) for layer in quantized(prepared.plan)}))
+    decisive = _decisive(provider, prepared, identity)
     ledger = Ledger(None if cache is None else cache / f"sensitivity-{provider}.jsonl", decisive)
     missing = {name: module for name, module in modules.items() if name not in ledger}
     if missing:
         with moved(model, blocks.device):
             _measure(provider, prepared, layers, missing, ledger)
     return _scaled({name: ledger[name] for name in layers if name in ledger})
+
+
+def _decisive(provider: str, prepared: Prepared, identity: Mapping[str, str]) -> dict[str, str]:
+    """Return what decides the measurements of one provider."""
+    found, options = dict(identity), prepared.options
+    if provider == "walked":
+        found["run"] = f"{options.target} {options.correction} {options.damping}"
+    if provider == "measured" or provider in SHARED:
+        plan = {layer.name: str(layer.setting) for layer in quantized(prepared.plan)}
+        found["plan"] = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+        found["seed"] = str(options.seed)
+    return found
 
 
 def _measure(
@@ -126,34 +138,60 @@ def _measure(
         meter = Divergence(model, blocks, windows)
         for name, weight, error in _quantized(prepared, missing):
             ledger[name] = meter.of(name, missing[name], weight) / error
-    elif provider == "attributed":
-        found = list(_quantized(prepared, layers))
-        coded = {name: weight for name, weight, _ in found}
-        _share_out(prepared, ledger, coded, None, {name: error for name, _, error in found})
-    elif provider == "walked":
-        run = list(walked(prepared))
-        coded, errors = {layer.name: layer.weight for layer in run}, {layer.name: layer.error for layer in run}
-        _share_out(prepared, ledger, coded, errors, {layer.name: layer.relative for layer in run})
+    elif provider in SHARED:
+        by_row, relative = _shared_out(provider, prepared, layers)
+        shares = smoothed({name: float(rows.sum()) for name, rows in by_row.items()}, blocks)
+        least = LEAST_SHARE * max(math.fsum(shares.values()), LEAST) / len(shares)
+        for name, error in relative.items():
+            ledger[name] = max(shares[name], least) / max(error, LEAST)
     else:
         squares = _mean_squares(model, missing, windows, provider == "fisher")
         for name, square in squares.items():
             ledger[name] = float(square.sum()) * layers[name].power / 2
 
 
-def _share_out(
-    prepared: Prepared,
-    ledger: Ledger,
-    coded: Mapping[str, torch.Tensor],
-    errors: Mapping[str, torch.Tensor] | None,
-    relative: Mapping[str, float],
-) -> None:
-    """Add to the ledger the share of each layer in the divergence of a coded model, divided by its relative error."""
+def _shared_out(
+    provider: str, prepared: Prepared, names: Collection[str]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
+    """Return the shares of the outputs of each layer in the divergence of a coded model, and its relative error."""
     assert prepared.unseen is not None  # noqa: S101 (see `prepare`)
+    errors: dict[str, torch.Tensor] | None = None
+    if provider == "attributed":
+        found = list(_quantized(prepared, names))
+        coded = {name: weight for name, weight, _ in found}
+        relative = {name: error for name, _, error in found}
+    else:
+        run = list(walked(prepared))
+        coded, errors = {layer.name: layer.weight for layer in run}, {layer.name: layer.error for layer in run}
+        relative = {layer.name: layer.relative for layer in run}
     modules = dict(prepared.model.named_modules())
-    shares = smoothed(attributed(prepared.model, modules, coded, prepared.unseen, errors), prepared.blocks)
-    least = LEAST_SHARE * max(math.fsum(shares.values()), LEAST) / len(shares)
-    for name, error in relative.items():
-        ledger[name] = max(shares[name], least) / max(error, LEAST)
+    return attributed(prepared.model, modules, coded, prepared.unseen, errors), relative
+
+
+def row_shares(
+    prepared: Prepared, names: Collection[str], cache: Path | None, identity: Mapping[str, str], turn: int
+) -> dict[str, list[float]]:
+    """Return the share of each output in the divergence of a model that is coded as planned.
+
+    Parameters
+    ----------
+    prepared, cache, identity
+        See `sensitivities`; the provider is that of the budget, one of `SHARED`.
+    names : collection of str
+        Of layers.
+    turn : int
+        Names the file in the folder.
+    """
+    assert prepared.options.budget is not None  # noqa: S101
+    provider = prepared.options.budget.sensitivity
+    ledger = Ledger(
+        None if cache is None else cache / f"shares-{provider}-{turn}.jsonl", _decisive(provider, prepared, identity)
+    )
+    if any(name not in ledger for name in names):
+        with moved(prepared.model, prepared.blocks.device):
+            for name, shares in _shared_out(provider, prepared, names)[0].items():
+                ledger[name] = [float(f"{share:.4g}") for share in shares]
+    return {name: ledger[name] for name in names}
 
 
 def row_sensitivities(
@@ -196,10 +234,11 @@ def _modules(prepared: Prepared, names: Collection[str], who: str) -> dict[str, 
 
 def _quantized(prepared: Prepared, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor, float]]:
     """Quantize layers as planned, by their inputs in the original model; yield name, weight and relative error."""
-    settings = {layer.name: layer.setting for layer in quantized(prepared.plan)}
+    planned = {layer.name: layer for layer in quantized(prepared.plan)}
     for seen in observe(prepared.model, prepared.blocks, prepared.windows, prepared.options, names):
-        quantizer, metric = settings[seen.name].quantizer(), seen.statistics.metric
-        rebuilt = quantizer.decode(quantizer.fit_encode(seen.weight, metric, seed=prepared.options.seed))
+        metric = seen.statistics.metric
+        quantizer, codes = fit(planned[seen.name], seen.weight, metric, prepared.options.seed)
+        rebuilt = quantizer.decode(codes)
         yield seen.name, torch.from_numpy(rebuilt), max(metric.relative_error(seen.weight, rebuilt), LEAST)
 
 

@@ -43,8 +43,10 @@ def test_shares_add_up_to_the_divergence(parts, windows, kind, scale):
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.requires_grad
-    assert shares.keys() == layers.keys()
-    assert sum(shares.values()) == pytest.approx(divergence(model, layers, coded, windows), rel=0.01)
+    assert {name: len(rows) for name, rows in shares.items()} == {n: len(weight) for n, weight in coded.items()}
+    assert sum(rows.sum() for rows in shares.values()) == pytest.approx(
+        divergence(model, layers, coded, windows), rel=0.01
+    )
 
 
 def test_a_layer_without_error_has_no_share(parts, windows):
@@ -52,8 +54,17 @@ def test_a_layer_without_error_has_no_share(parts, windows):
     first, *_ = layers
     coded[first] = get_weight(layers[first]).clone()
     shares = attributed(model, layers, coded, windows)
-    assert shares[first] == 0
-    assert all(share != 0 for name, share in shares.items() if name != first)
+    assert (shares[first] == 0).all()
+    assert all(rows.any() for name, rows in shares.items() if name != first)
+
+
+def test_outputs_without_error_have_no_share(parts, windows):
+    model, layers, coded = parts("gpt2")
+    for name, layer in layers.items():
+        coded[name][1:] = get_weight(layer)[1:]
+    for rows in attributed(model, layers, coded, windows).values():
+        assert rows[0] != 0
+        assert not rows[1:].any()
 
 
 def test_layers_that_undo_each_other_share_nothing(parts, windows):
@@ -63,7 +74,7 @@ def test_layers_that_undo_each_other_share_nothing(parts, windows):
     coded = {v: 2 * get_weight(value), o: get_weight(output) / 2}
     shares = attributed(model, layers, coded, windows)
     alone = {v: coded[v], o: get_weight(output).clone()}
-    assert abs(sum(shares.values())) < 0.05 * divergence(model, layers, alone, windows)
+    assert abs(sum(rows.sum() for rows in shares.values())) < 0.05 * divergence(model, layers, alone, windows)
 
 
 def test_shares_are_averaged_with_those_of_neighbours(make_model):

@@ -1,0 +1,80 @@
+"""Settings that are chosen again, by what errors count in a model with the settings chosen first."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import mcq_llm
+from mcq.errors import ConfigError
+from mcq_llm import sensitivity
+from mcq_llm.blocks import find_blocks
+from mcq_llm.cli import app
+from mcq_llm.codecs import GridSetting
+from mcq_llm.config import Budget
+from mcq_llm.plan import mean_bits
+from mcq_llm.prepare import prepare
+from mcq_llm.revision import MOST, corrections
+
+PREDICTED = {"model.layers.0.a": [1.0, 2.0], "model.layers.1.a": [3.0, 4.0], "model.layers.1.b": [2.0]}
+
+
+@pytest.fixture
+def blocks(make_model):
+    return find_blocks(make_model("llama"))
+
+
+def test_what_was_predicted_is_not_corrected(blocks):
+    measured = {name: [7 * part for part in parts] for name, parts in PREDICTED.items()}
+    found = corrections(measured, PREDICTED, blocks)
+    assert {name: len(factors) for name, factors in found.items()} == {n: len(p) for n, p in PREDICTED.items()}
+    np.testing.assert_allclose(np.concatenate(list(found.values())), 1)
+
+
+def test_errors_that_count_more_than_predicted_are_believed_half(blocks):
+    found = corrections(PREDICTED | {"model.layers.1.b": [8.0]}, PREDICTED, blocks)
+    # 8 of 18 instead of 2 of 12, and 10 of 18 instead of 10 of 12
+    assert found["model.layers.1.b"] == pytest.approx([np.sqrt(8 / 18 / (2 / 12))])
+    assert found["model.layers.0.a"] == pytest.approx([np.sqrt(12 / 18)] * 2)
+
+
+@pytest.mark.parametrize("share", [-5.0, 0.0, 1e9])
+def test_absurd_shares_are_limited(blocks, share):
+    found = corrections(PREDICTED | {"model.layers.1.b": [share]}, PREDICTED, blocks)
+    assert found["model.layers.1.b"] == pytest.approx([np.sqrt(MOST if share > 0 else 1 / MOST)])
+
+
+@pytest.mark.parametrize(("provider", "bands"), [("attributed", 1), ("attributed", 3), ("walked", 3)])
+def test_each_pass_looks_at_the_settings_chosen_last(folders, text, tmp_path, monkeypatch, provider, bands):
+    budget = Budget(bits=3.5, sensitivity=provider, bands=bands)
+    options = mcq_llm.Options(GridSetting(), budget=budget, tokens=256, window=32, format="mcq")
+    plans, share_out = [], sensitivity._shared_out
+
+    def noted(provider, prepared, names):
+        plans.append([layer.setting for layer in prepared.plan])
+        return share_out(provider, prepared, names)
+
+    monkeypatch.setattr(sensitivity, "_shared_out", noted)
+    once = prepare(folders["llama"], text, options, cache=tmp_path)
+    twice = prepare(folders["llama"], text, replace(options, budget=replace(budget, passes=3)), cache=tmp_path)
+    assert len(plans) == 3
+    assert len(set(plans[0])) == 1
+    assert plans[1] == [layer.setting for layer in once.plan] != plans[2]
+    assert 0.95 * 3.5 < mean_bits(twice.plan)[1] <= 3.5
+    again = prepare(folders["llama"], text, replace(options, budget=replace(budget, passes=3)), cache=tmp_path)
+    assert again.plan == twice.plan
+    assert len(plans) == 3
+
+
+@pytest.mark.parametrize(("passes", "provider"), [(0, "walked"), (1.5, "walked"), (2, "fisher"), (2, "given.json")])
+def test_passes_that_cannot_be_are_refused(passes, provider):
+    with pytest.raises(ConfigError, match="passes"):
+        Budget(bits=3.0, sensitivity=provider, passes=passes)
+
+
+def test_passes_without_a_budget_are_refused(folders, tmp_path):
+    arguments = ["quantize", str(folders["llama"]), "--bits", "2", "--passes", "2", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code != 0
+    assert "add --allocate" in str(result.exception or result.output)
