@@ -32,6 +32,8 @@ def corrections(
     blocks : Blocks
         Of the model: a share is averaged with those of the same layer in the blocks around.
     """
+    if math.fsum(share for bands in measured.values() for share in bands) <= 0:
+        return {name: [1.0] * len(bands) for name, bands in predicted.items()}  # errors do no harm at all
     found: dict[str, list[float]] = {name: [] for name in predicted}
     for band in range(max(len(bands) for bands in predicted.values())):
         shares, expected = (

@@ -39,6 +39,12 @@ def test_errors_that_count_more_than_predicted_are_believed_half(blocks):
     assert found["model.layers.0.a"] == pytest.approx([np.sqrt(12 / 18)] * 2)
 
 
+@pytest.mark.parametrize("share", [0.0, -1.0])
+def test_errors_that_do_no_harm_teach_nothing(blocks, share):
+    measured = {name: [share * part for part in parts] for name, parts in PREDICTED.items()}
+    assert corrections(measured, PREDICTED, blocks) == {name: [1.0] * len(parts) for name, parts in PREDICTED.items()}
+
+
 @pytest.mark.parametrize("share", [-5.0, 0.0, 1e9])
 def test_absurd_shares_are_limited(blocks, share):
     found = corrections(PREDICTED | {"model.layers.1.b": [share]}, PREDICTED, blocks)
