@@ -42,6 +42,8 @@ CODECS = {
     "GPTQ, rotated": "codec:scalar,rotate:1",
     "round to nearest": "codec:scalar,feedback:0",
 }
+#: Those with codebooks or scales that bands of rows would each need of their own.
+WITH_PARTS = ("additive", "residual", "companded")
 BITS = (2.25, 2.5, 3.0, 3.25, 4.0)
 COLOURS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
 #: Style and fill of the marks, with one setting for all layers and allocated.
@@ -100,15 +102,16 @@ class Bench:
         options = self.base(setting)
         return [planned(name, *shape, setting, options) for name, shape in self.shapes.items()]
 
-    def budget(self, bits: float) -> Budget:
+    def budget(self, codec: str, bits: float) -> Budget:
         """Return what layers are to share."""
-        return Budget(bits=bits, sensitivity=self.options.sensitivity)
+        bands = 1 if codec in WITH_PARTS else self.options.bands
+        return Budget(bits=bits, sensitivity=self.options.sensitivity, bands=bands, passes=self.options.passes)
 
     def measure(self, codec: str, setting: Setting, bits: float | None = None) -> Row:
         """Quantize with one setting, or with several within `bits`."""
         options = self.base(setting)
         if bits is not None:
-            options = replace(options, budget=self.budget(bits))
+            options = replace(options, budget=self.budget(codec, bits))
         prepared = prepare(self.options.model, self.calibration, options, cache=self.options.cache / str(setting))
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
@@ -173,6 +176,8 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024, help="tokens per sequence, of both texts")
     parser.add_argument("--windows", type=int, default=8, help="of the evaluation")
     parser.add_argument("--sensitivity", default="attributed")
+    parser.add_argument("--bands", type=int, default=1, help="of rows, with settings of their own")
+    parser.add_argument("--passes", type=int, default=1, help="how often settings are chosen")
     parser.add_argument("--results", type=Path, default=Path("codecs.jsonl"), help="file of what was measured")
     parser.add_argument(
         "--cache", type=Path, default=Path("codecs-measured"), help="folder of what allocations measure"
