@@ -4,7 +4,8 @@ Where no column is coupled to another, each group has its exact optimum. Under a
 then sweeps, as in `local_search`: each group is searched at the target that the errors of all others leave it. The
 diagonal of its block of the metric tells the likely gain, for which a search over budgets finds a point under the whole
 block. Of this point and the one that was there, each with the gain that the block prefers, the cheaper stays: the
-distortion never rises.
+distortion never rises. A row that a sweep leaves as it was is at rest, and later sweeps pass it over: gains that are
+refitted meanwhile change too little to move it.
 """
 
 from __future__ import annotations
@@ -49,15 +50,19 @@ class LatticeSearch:
         self.problem, self.lattice = problem, lattice
         self.points: Points = np.zeros((*shape, problem.group_size), np.int16)
         self.gains: Gains = np.zeros(shape, np.uint8)
+        self._moving = np.arange(len(problem.x))
         self._start: Weighting = problem.metric
         if problem.metric.couples and problem.num_groups > 1:
             self._start = Triangular(problem.metric, problem.x.shape[1], problem.group_size)
 
     def improve(self, table: Floats, scale: Floats, fresh: bool = False) -> None:
-        """Visit every group once, for a gain table (S,) and scales (n, 1). A fresh start feeds errors forward."""
+        """Visit every group once, under a Gram those of moving rows, for a gain table (S,) and scales (n, 1).
+
+        A fresh start feeds errors forward.
+        """
         problem, inverse = self.problem, _reciprocal(scale)
         if problem.metric.couples:
-            self._sweep(self._start if fresh else problem.metric, table, scale, inverse[:, 0], fresh)
+            self._sweep(table, scale, inverse[:, 0], fresh)
         elif isinstance(problem.metric, Identity):
             n, groups, size = self.points.shape
             rows = np.repeat(inverse[:, 0], groups)
@@ -72,16 +77,18 @@ class LatticeSearch:
 
     def decode(self, table: Floats, scale: Floats) -> Floats:
         """Return the reconstruction (n, G * N)."""
-        factor = scale * table[self.gains]
-        return (factor[:, :, None] * self.points).reshape(self.problem.x.shape)
+        return _decode(self.points, self.gains, table, scale)
 
     def _slices(self) -> list[slice]:
         size = self.problem.group_size
         return [slice(start, start + size) for start in range(0, self.problem.x.shape[1], size)]
 
-    def _sweep(self, metric: Weighting, table: Floats, scale: Floats, inverse: Floats, fresh: bool) -> None:
-        x = self.problem.x
-        x_hat = np.zeros_like(x) if fresh else self.decode(table, scale)
+    def _sweep(self, table: Floats, scale: Floats, inverse: Floats, fresh: bool) -> None:
+        rows, metric = self._moving, self._start if fresh else self.problem.metric
+        x, scale, inverse = self.problem.x[rows], scale[rows], inverse[rows]
+        old_points, old_gains = self.points[rows], self.gains[rows]
+        x_hat = np.zeros_like(x) if fresh else _decode(old_points, old_gains, table, scale)
+        points, gains = np.empty_like(old_points), np.empty_like(old_gains)
         for j, own in enumerate(self._slices()):
             block, old = metric.block(own), x_hat[:, own]
             gradient = np.ascontiguousarray(metric.apply(x - x_hat, own))
@@ -90,13 +97,22 @@ class LatticeSearch:
             slope = cpu.matmul(np.ascontiguousarray(old), block, out=gradient, accumulate=True)
             likely = self.lattice.likely_gains(target, inverse, table, _weights(np.diagonal(block)))
             found = self.lattice.nearest_under(target, inverse * _reciprocal(table)[likely], factor)
-            gains, cost = _gains_under(block, slope, found, table, scale)
+            which, cost = _gains_under(block, slope, found, table, scale)
             if not fresh:
-                known, known_cost = _gains_under(block, slope, self.points[:, j], table, scale)
+                known, known_cost = _gains_under(block, slope, old_points[:, j], table, scale)
                 keep = known_cost <= cost
-                found, gains = np.where(keep[:, None], self.points[:, j], found), np.where(keep, known, gains)
-            self.points[:, j], self.gains[:, j] = found, gains
-            x_hat[:, own] = (scale * table[gains][:, None]) * found
+                found, which = np.where(keep[:, None], old_points[:, j], found), np.where(keep, known, which)
+            points[:, j], gains[:, j] = found, which
+            x_hat[:, own] = _decode(found[:, None], which[:, None], table, scale)
+        self.points[rows], self.gains[rows] = points, gains
+        moved = (points != old_points).any((1, 2)) | (gains != old_gains).any(1)
+        self._moving = rows[fresh | moved]
+
+
+def _decode(points: Points, gains: Gains, table: Floats, scale: Floats) -> Floats:
+    """Return the reconstruction (n, G * N) of points (n, G, N) and gains (n, G)."""
+    factor = scale * table[gains]
+    return (factor[:, :, None] * points).reshape(len(points), points.shape[1] * points.shape[2])
 
 
 def _gains_under(block: Floats, slope: Floats, points: Points, table: Floats, scale: Floats) -> tuple[Gains, Floats]:
