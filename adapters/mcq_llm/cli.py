@@ -104,11 +104,10 @@ def quantize_command(
         # Weights come and go block by block: small ones, too, would leave holes in the heap that never fill again.
         return_freed_memory(1 << 17)
     kind = CODECS[one_of(codec, CODECS, "--codec")]
+    room = {"bits": bits} if size is None else {"size": Budget.parse_size(size)}
     budget = None
-    if size is not None:
-        budget = Budget(size=Budget.parse_size(size), sensitivity=sensitivity, tie=tie, bands=bands, passes=passes)
-    elif allocate or not kind.reaches(bits):
-        budget = Budget(bits=bits, sensitivity=sensitivity, tie=tie, bands=bands, passes=passes)
+    if allocate or size is not None or not kind.reaches(bits):
+        budget = Budget(**room, sensitivity=sensitivity, tie=tie, bands=bands, passes=passes)
     elif bands > 1 or passes > 1:
         raise ConfigError("bands and passes are for an allocation; add --allocate, a fraction of a bit, or --size")
     standard = kind() if budget else kind.of_bits(bits)

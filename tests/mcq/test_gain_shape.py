@@ -81,6 +81,27 @@ def test_distortion_never_rises(seed, lattice, d):
     assert all(after <= before + 1e-5 * (before + whole) for before, after in zip(losses, losses[1:], strict=False))
 
 
+@pytest.mark.parametrize("lattice", [Pyramid(16, 11), Shell(16, 19)])
+def test_rows_at_rest_would_not_move(lattice):
+    """Sweeps that pass over rows end where sweeps over all rows do."""
+    rng = np.random.default_rng(0)
+    x, inputs = rng.standard_normal((50, 96)), rng.standard_normal((200, 96)) / np.sqrt(np.arange(1, 97))
+    problem = Problem.arrange(x, mcq.Gram(inputs.T @ inputs), lattice.group_size)
+    table, scale = np.array([0.2, 0.4, 0.7], np.float32), np.ones((50, 1), np.float32)
+    passing, thorough = LatticeSearch(problem, lattice), LatticeSearch(problem, lattice)
+    for sweep in range(30):
+        passing.improve(table, scale, fresh=sweep == 0)
+        every = LatticeSearch(problem, lattice)
+        every.points, every.gains = thorough.points, thorough.gains
+        every.improve(table, scale, fresh=sweep == 0)
+        thorough = every
+        np.testing.assert_array_equal(passing.points, thorough.points)
+        np.testing.assert_array_equal(passing.gains, thorough.gains)
+    before = thorough.points.copy()
+    passing.improve(table, scale)
+    np.testing.assert_array_equal(passing.points, before)
+
+
 @KINDS
 def test_a_gram_is_taken_into_account(quantizer):
     rng = np.random.default_rng(0)
