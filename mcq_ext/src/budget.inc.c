@@ -7,7 +7,28 @@
  * entry is that of its own target, so magnitudes alone are tried. Lanes are vectors as in pyramid.inc.c.
  */
 
+/* Below so many magnitudes to choose from, comparing with each is faster than loading every lane from its own place. */
+enum { FEW = VL == 16 ? 9 : 1 };
+
 static size_t spent(const mcq_budget *t, size_t m) { return t->squared ? m * m : m; }
+
+/* The errors that the ways to budget r feed to entries behind i: those of the budgets that their last magnitudes left. */
+static void from_chosen(const mcq_budget *t, size_t i, size_t r, vf magnitude, const vf *fed_RN, vf *fed_N)
+{
+    size_t N = t->N;
+    if (r < spent(t, FEW)) {
+        for (size_t k = i + 1; k < N; k++) {
+            vf fed = fed_RN[r * N + k];
+            for (size_t m = 1; spent(t, m) <= r; m++)
+                fed = vselect(vabs(magnitude - (float)m), vset1(0.5f), fed_RN[(r - spent(t, m)) * N + k], fed);
+            fed_N[k] = fed;
+        }
+        return;
+    }
+    vf used = t->squared ? magnitude * magnitude : magnitude;
+    vi source = __builtin_convertvector((float)r - used, vi) * (int32_t)N;
+    for (size_t k = i + 1; k < N; k++) fed_N[k] = vpick(fed_RN + k, source);
+}
 
 /* For all entries up to i: the best way to each budget r, from the costs and fed errors of those before. */
 static void extend(const mcq_budget *t, size_t i, vf target, const vf *cost_R, const vf *fed_RN, vf *new_cost_R,
@@ -29,12 +50,9 @@ static void extend(const mcq_budget *t, size_t i, vf target, const vf *cost_R, c
         vf y = vselect(centre, vset1(0.0f), -magnitude, magnitude), error = target - y;
         new_cost_R[r] = best;
         chosen_R[r] = y;
-        for (size_t k = i + 1; k < N; k++) {
-            vf fed = fed_RN[r * N + k];
-            for (size_t m = 1; spent(t, m) <= r; m++)
-                fed = vselect(vabs(magnitude - (float)m), vset1(0.5f), fed_RN[(r - spent(t, m)) * N + k], fed);
-            new_fed_RN[r * N + k] = fed + row[k] * error;
-        }
+        vf *fed = new_fed_RN + r * N;
+        from_chosen(t, i, r, magnitude, fed_RN, fed);
+        for (size_t k = i + 1; k < N; k++) fed[k] += row[k] * error;
     }
 }
 

@@ -105,6 +105,22 @@ INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 /* Towards zero; lanes must fit in 32 bits. */
 INLINE vf vtrunc(vf a) { return __builtin_convertvector(__builtin_convertvector(a, vi), vf); }
 
+/* Lane l of the vector at p + VL index[l], for each l. */
+INLINE vf vpick(const vf *p, vi index)
+{
+#if defined(__AVX512F__)
+    __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return (vf)_mm512_i32gather_ps(_mm512_add_epi32(_mm512_slli_epi32((__m512i)index, 4), lanes), p, 4);
+#elif defined(__AVX2__)
+    __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return (vf)_mm256_i32gather_ps((const float *)p, _mm256_add_epi32(_mm256_slli_epi32((__m256i)index, 3), lanes), 4);
+#else
+    vf v;
+    for (int l = 0; l < VL; l++) v[l] = p[index[l]][l];
+    return v;
+#endif
+}
+
 INLINE float vhmin(vf v)
 {
     float best = v[0];
