@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from mcq.errors import ConfigError
-from mcq.rate import Allocation, Unit, allocate
+from mcq.rate import Allocation, Uniform, Unit, allocate
 from mcq_llm.bands import BandedSetting, band_rows, importance, overhead, ranks, shares, sums
 from mcq_llm.blocks import Blocks
 from mcq_llm.checkpoint import fingerprint
@@ -214,25 +214,27 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
         for layer in free
     }
     room = max(_budget(model, plan, options) - sum(_bits(layer) for layer in plan if layer.name not in curves), 0)
-    shared = _uniform(setting, costs, curves, room)
+    shared, _, _ = _uniform(setting, costs, [list(curve.errors.values()) for curve in curves.values()], room)
     alike = [planned(old.name, old.rows, old.columns, shared, options) if old.name in costs else old for old in plan]
     counts = sensitivities(options.budget.sensitivity, replace(prepared, plan=alike), curves, cache, identity)
     bands = options.budget.bands
     if bands > 1:
         rows = row_sensitivities(prepared, list(curves), cache, identity)
         layers = [Banded.of(layer, curves[layer.name], rows[layer.name], bands) for layer in free]
-        room = max(room - sum(overhead(layer.layer.rows, layer.bands) for layer in layers), 0)
+        inside = max(room - sum(overhead(layer.layer.rows, layer.bands) for layer in layers), 0)
     else:
-        layers = [Banded(layer, curves[layer.name]) for layer in free]
+        layers, inside = [Banded(layer, curves[layer.name]) for layer in free], room
     units = [unit for layer in layers for unit in layer.units(counts[layer.layer.name], options)]
     ties = _ties(layers) if options.budget.tie else ()
-    found = allocate(units, room, ties=ties)
+    found = allocate(units, inside, ties=ties)
     for turn in range(2, options.budget.passes + 1):
         settled = replace(prepared, plan=_settled(plan, layers, found, options))
         shares = row_shares(settled, list(curves), cache, identity, turn)
         units = _revised(units, layers, found, shares, blocks)
-        found = allocate(units, room, ties=ties)
-    return _settled(plan, layers, found, options), found
+        found = allocate(units, inside, ties=ties)
+    # Bands take bits that one setting for all rows saves.
+    uniform = Uniform(*_uniform(setting, costs, [unit.distortion for unit in units], room))
+    return _settled(plan, layers, found, options), replace(found, uniform=uniform if uniform.cost <= room else None)
 
 
 def _settled(plan: Sequence[Layer], layers: Sequence[Banded], found: Allocation, options: Options) -> list[Layer]:
@@ -260,13 +262,17 @@ def _revised(
     return [replace(unit, distortion=[factors[unit.name] * error for error in unit.distortion]) for unit in units]
 
 
-def _uniform(setting: Setting, costs: Mapping[str, list[int]], curves: Mapping[str, Curve], room: int) -> Setting:
-    """Return the candidate that all layers could share within `room` bits with the least errors, or the smallest."""
-    candidates = setting.candidates()
-    sizes = [sum(costs[name][i] for name in curves) for i in range(len(candidates))]
-    errors = [sum(curve.errors[candidate] for curve in curves.values()) for candidate in candidates]
-    fitting = [i for i, size in enumerate(sizes) if size <= room] or [int(np.argmin(sizes))]
-    return candidates[min(fitting, key=lambda i: errors[i])]
+def _uniform(
+    setting: Setting, costs: Mapping[str, Sequence[int]], losses: Sequence[Sequence[float]], room: int
+) -> tuple[Setting, int, float]:
+    """Return the candidate of least loss that all layers could share within `room` bits, or the smallest.
+
+    With it come its bits and its loss.
+    """
+    sizes, lost = np.sum(list(costs.values()), axis=0), np.sum(losses, axis=0)
+    fitting = np.flatnonzero(sizes <= room) if sizes.min() <= room else [np.argmin(sizes)]
+    best = min(fitting, key=lambda i: lost[i])
+    return setting.candidates()[best], int(sizes[best]), float(lost[best])
 
 
 def _bits(layer: Layer) -> int:

@@ -58,13 +58,17 @@ def test_more_bands_predict_less_error_within_the_same_budget(folders, text, mon
     rng = np.random.default_rng(0)  # rows of a model this small are all alike
     uneven = {layer.name: rng.lognormal(0, 2, layer.rows) for layer in prepare(folders["llama"], text, OPTIONS).plan}
     monkeypatch.setattr("mcq_llm.allocate.row_sensitivities", lambda *args: uneven)
-    found = []
+    found, compared = [], []
     for bands in (1, 2, 4):
         options = replace(OPTIONS, budget=replace(OPTIONS.budget, bands=bands))
         prepared = prepare(folders["llama"], text, options)
         assert 0.95 * 3.5 < mean_bits(prepared.plan)[1] <= 3.5
         found.append(sum(chosen.distortion for chosen in prepared.allocation.chosen.values()))
+        compared.append(prepared.allocation.uniform)
     assert found[2] < found[1] < found[0]
+    for uniform in compared[1:]:  # without bands, whatever these take
+        assert (uniform.setting, uniform.cost) == (compared[0].setting, compared[0].cost)
+        assert uniform.distortion == pytest.approx(compared[0].distortion)
 
 
 def test_important_rows_get_more_bits(folders, text):
