@@ -227,9 +227,9 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     units = [unit for layer in layers for unit in layer.units(counts[layer.layer.name], options)]
     ties = _ties(layers) if options.budget.tie else ()
     found = allocate(units, inside, ties=ties)
-    for turn in range(2, options.budget.passes + 1):
+    for _ in range(1, options.budget.passes):
         settled = replace(prepared, plan=_settled(plan, layers, found, options))
-        shares = row_shares(settled, list(curves), cache, identity, turn)
+        shares = row_shares(settled, list(curves), cache, identity)
         units = _revised(units, layers, found, shares, blocks)
         found = allocate(units, inside, ties=ties)
     # Bands take bits that one setting for all rows saves.

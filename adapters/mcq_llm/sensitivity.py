@@ -62,6 +62,8 @@ COMPONENTS, STRIDE = 64, 8
 #: Least share of a layer in a divergence, relative to an equal one: shares near 0, or below, are uncertain.
 LEAST_SHARE = 0.05
 LEAST = 1e-12
+#: Digits of the hash of a plan in the name of a file.
+PLAN_DIGITS = 8
 
 
 class Power(Protocol):
@@ -104,8 +106,7 @@ def sensitivities(
         return _scaled(_given(Path(provider), layers))
     model, blocks = prepared.model, prepared.blocks
     modules = _modules(prepared, layers, f"the sensitivity {provider!r} needs")
-    decisive = _decisive(provider, prepared, identity)
-    ledger = Ledger(None if cache is None else cache / f"sensitivity-{provider}.jsonl", decisive)
+    ledger = _ledger("sensitivity", provider, prepared, cache, identity)
     missing = {name: module for name, module in modules.items() if name not in ledger}
     if missing:
         with moved(model, blocks.device):
@@ -113,16 +114,17 @@ def sensitivities(
     return _scaled({name: ledger[name] for name in layers if name in ledger})
 
 
-def _decisive(provider: str, prepared: Prepared, identity: Mapping[str, str]) -> dict[str, str]:
-    """Return what decides the measurements of one provider."""
-    found, options = dict(identity), prepared.options
+def _ledger(kind: str, provider: str, prepared: Prepared, cache: Path | None, identity: Mapping[str, str]) -> Ledger:
+    """Return the ledger of what a provider measures; one for each plan, if that depends on the settings."""
+    decisive, parts, options = dict(identity), [kind, provider], prepared.options
     if provider == "walked":
-        found["run"] = f"{options.target} {options.correction} {options.damping}"
+        decisive["run"] = f"{options.target} {options.correction} {options.damping}"
     if provider == "measured" or provider in SHARED:
         plan = {layer.name: str(layer.setting) for layer in quantized(prepared.plan)}
-        found["plan"] = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-        found["seed"] = str(options.seed)
-    return found
+        decisive["plan"] = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+        decisive["seed"] = str(options.seed)
+        parts.append(decisive["plan"][:PLAN_DIGITS])
+    return Ledger(None if cache is None else cache / f"{'-'.join(parts)}.jsonl", decisive)
 
 
 def _measure(
@@ -169,7 +171,7 @@ def _shared_out(
 
 
 def row_shares(
-    prepared: Prepared, names: Collection[str], cache: Path | None, identity: Mapping[str, str], turn: int
+    prepared: Prepared, names: Collection[str], cache: Path | None, identity: Mapping[str, str]
 ) -> dict[str, list[float]]:
     """Return the share of each output in the divergence of a model that is coded as planned.
 
@@ -179,14 +181,10 @@ def row_shares(
         See `sensitivities`; the provider is that of the budget, one of `SHARED`.
     names : collection of str
         Of layers.
-    turn : int
-        Names the file in the folder.
     """
     assert prepared.options.budget is not None  # noqa: S101
     provider = prepared.options.budget.sensitivity
-    ledger = Ledger(
-        None if cache is None else cache / f"shares-{provider}-{turn}.jsonl", _decisive(provider, prepared, identity)
-    )
+    ledger = _ledger("shares", provider, prepared, cache, identity)
     if any(name not in ledger for name in names):
         with moved(prepared.model, prepared.blocks.device):
             for name, shares in _shared_out(provider, prepared, names)[0].items():
