@@ -23,13 +23,13 @@ from mcq.rate import Allocation, Uniform, Unit, allocate
 from mcq_llm.bands import BandedSetting, band_rows, importance, overhead, ranks, shares, sums
 from mcq_llm.blocks import Blocks
 from mcq_llm.checkpoint import fingerprint
-from mcq_llm.config import Options
+from mcq_llm.config import SHARED, Options
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
 from mcq_llm.plan import Layer, PlannedLayer, planned, quantized
 from mcq_llm.prepared import Prepared
 from mcq_llm.revision import corrections
-from mcq_llm.sensitivity import row_sensitivities, row_shares, sensitivities
+from mcq_llm.sensitivity import Share, row_sensitivities, sensitivities, shared_out
 from mcq_llm.setting import Setting
 from mcq_llm.storage import as_stored
 
@@ -194,18 +194,7 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     model, blocks, windows = prepared.model, prepared.blocks, prepared.windows
     plan, options = prepared.plan, prepared.options
     assert options.budget is not None  # noqa: S101
-    identity = fingerprint(model, blocks, windows, replace(options, budget=None))
-    identity = {name: value for name, value in identity.items() if not name.startswith("options.")}
-    setting = options.setting
-    identity |= {
-        "device": options.device,
-        "precision": options.precision,
-        "candidates": ", ".join(map(str, setting.candidates())),
-    }
-    given = {layer.name for layer in plan if any(re.search(o.pattern, layer.name) for o in options.overrides)}
-    free = [layer for layer in quantized(plan) if layer.name not in given]
-    if not free:
-        raise ConfigError("the overrides leave no layer whose setting could be chosen; leave out some of them")
+    setting, identity, free = options.setting, _identity(prepared), _free(plan, options)
     ledger = Ledger(None if cache is None else cache / "curves.jsonl", identity)
     curves = measure_curves(model, blocks, windows, options, free, ledger)
     free = [layer for layer in free if layer.name in curves]  # others never compute, and will stay dense
@@ -216,8 +205,8 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     room = max(_budget(model, plan, options) - sum(_bits(layer) for layer in plan if layer.name not in curves), 0)
     shared, _, _ = _uniform(setting, costs, [list(curve.errors.values()) for curve in curves.values()], room)
     alike = [planned(old.name, old.rows, old.columns, shared, options) if old.name in costs else old for old in plan]
-    counts = sensitivities(options.budget.sensitivity, replace(prepared, plan=alike), curves, cache, identity)
-    bands = options.budget.bands
+    provider, bands = options.budget.sensitivity, options.budget.bands
+    counts = sensitivities(provider, replace(prepared, plan=alike), curves, cache, identity)
     if bands > 1:
         rows = row_sensitivities(prepared, list(curves), cache, identity)
         layers = [Banded.of(layer, curves[layer.name], rows[layer.name], bands) for layer in free]
@@ -226,15 +215,41 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
         layers, inside = [Banded(layer, curves[layer.name]) for layer in free], room
     units = [unit for layer in layers for unit in layer.units(counts[layer.layer.name], options)]
     ties = _ties(layers) if options.budget.tie else ()
-    found = allocate(units, inside, ties=ties)
-    for _ in range(1, options.budget.passes):
-        settled = replace(prepared, plan=_settled(plan, layers, found, options))
-        shares = row_shares(settled, list(curves), cache, identity)
-        units = _revised(units, layers, found, shares, blocks)
+    look, predicted = alike, {unit.name: unit.distortion[unit.settings.index(shared)] for unit in units}
+    for number in range(options.budget.passes):
+        # What layers count is from the first look; what bands count is not yet.
+        if provider in SHARED and (number > 0 or bands > 1):
+            harm = shared_out(provider, replace(prepared, plan=look), list(curves), cache, identity)
+            units = _revised(units, layers, predicted, harm, blocks)
         found = allocate(units, inside, ties=ties)
+        look = _settled(plan, layers, found, options)
+        predicted = {name: chosen.distortion for name, chosen in found.chosen.items()}
     # Bands take bits that one setting for all rows saves.
     uniform = Uniform(*_uniform(setting, costs, [unit.distortion for unit in units], room))
-    return _settled(plan, layers, found, options), replace(found, uniform=uniform if uniform.cost <= room else None)
+    return look, replace(found, uniform=uniform if uniform.cost <= room else None)
+
+
+def _identity(prepared: Prepared) -> dict[str, str]:
+    """Return what decides all measurements."""
+    options = prepared.options
+    found = fingerprint(prepared.model, prepared.blocks, prepared.windows, replace(options, budget=None))
+    return {name: value for name, value in found.items() if not name.startswith("options.")} | {
+        "device": options.device,
+        "precision": options.precision,
+        "candidates": ", ".join(map(str, options.setting.candidates())),
+    }
+
+
+def _free(plan: Sequence[Layer], options: Options) -> list[PlannedLayer]:
+    """Return the layers whose settings are not given."""
+    free = [
+        layer
+        for layer in quantized(plan)
+        if not any(re.search(override.pattern, layer.name) for override in options.overrides)
+    ]
+    if not free:
+        raise ConfigError("the overrides leave no layer whose setting could be chosen; leave out some of them")
+    return free
 
 
 def _settled(plan: Sequence[Layer], layers: Sequence[Banded], found: Allocation, options: Options) -> list[Layer]:
@@ -246,18 +261,18 @@ def _settled(plan: Sequence[Layer], layers: Sequence[Banded], found: Allocation,
 def _revised(
     units: Sequence[Unit],
     layers: Sequence[Banded],
-    found: Allocation,
-    shares: Mapping[str, Sequence[float]],
+    predicted: Mapping[str, float],
+    found: Mapping[str, Share],
     blocks: Blocks,
 ) -> list[Unit]:
-    """Return the units with what errors count after a look at a model with the settings chosen."""
+    """Return the units with what errors count after a look at a model whose units were `predicted` to cost so much."""
     names = {layer.layer.name: [layer.unit(band) for band in range(layer.bands)] for layer in layers}
-    measured = {layer.layer.name: layer.sums(shares[layer.layer.name]) for layer in layers}
-    predicted = {name: [found.chosen[unit].distortion for unit in own] for name, own in names.items()}
+    measured = {layer.layer.name: layer.sums(found[layer.layer.name].rows) for layer in layers}
+    expected = {name: [predicted[unit] for unit in own] for name, own in names.items()}
     factors = {
         unit: factor
-        for name, found_factors in corrections(measured, predicted, blocks).items()
-        for unit, factor in zip(names[name], found_factors, strict=True)
+        for name, own in corrections(measured, expected, blocks).items()
+        for unit, factor in zip(names[name], own, strict=True)
     }
     return [replace(unit, distortion=[factors[unit.name] * error for error in unit.distortion]) for unit in units]
 

@@ -26,11 +26,9 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -53,8 +51,9 @@ PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attribute
 LEVELS = (0.01, 0.04)
 #: Sequences, and tokens of each, that divergences are measured on.
 DIVERGENCE_SEQUENCES, DIVERGENCE_TOKENS = 4, 128
-#: Sequences, and tokens of each, that gradients are taken of.
-GRADIENT_TEXT = 16, 256
+#: Sequences, and tokens of each, that gradients are taken of. Each is one draw of what a mean square is estimated from,
+#: and the rows of a layer differ by no more than 16 draws do.
+GRADIENT_TEXT = 64, 256
 #: The same for a divergence that is shared out, of text that is not calibrated on.
 SHARED_TEXT = 16, 512
 #: Principal components of the last hidden states, and tokens from one that they are taken of to the next.
@@ -104,6 +103,8 @@ def sensitivities(
         return dict.fromkeys(layers, 1.0)
     if provider not in PROVIDERS:
         return _scaled(_given(Path(provider), layers))
+    if provider in SHARED:
+        return _scaled(_by_shares(shared_out(provider, prepared, layers, cache, identity), prepared.blocks))
     model, blocks = prepared.model, prepared.blocks
     modules = _modules(prepared, layers, f"the sensitivity {provider!r} needs")
     ledger = _ledger("sensitivity", provider, prepared, cache, identity)
@@ -117,6 +118,8 @@ def sensitivities(
 def _ledger(kind: str, provider: str, prepared: Prepared, cache: Path | None, identity: Mapping[str, str]) -> Ledger:
     """Return the ledger of what a provider measures; one for each plan, if that depends on the settings."""
     decisive, parts, options = dict(identity), [kind, provider], prepared.options
+    if provider in SHARED:
+        decisive["text"] = str(SHARED_TEXT)
     if provider == "walked":
         decisive["run"] = f"{options.target} {options.correction} {options.damping}"
     if provider == "measured" or provider in SHARED:
@@ -140,56 +143,76 @@ def _measure(
         meter = Divergence(model, blocks, windows)
         for name, weight, error in _quantized(prepared, missing):
             ledger[name] = meter.of(name, missing[name], weight) / error
-    elif provider in SHARED:
-        by_row, relative = _shared_out(provider, prepared, layers)
-        shares = smoothed({name: float(rows.sum()) for name, rows in by_row.items()}, blocks)
-        least = LEAST_SHARE * max(math.fsum(shares.values()), LEAST) / len(shares)
-        for name, error in relative.items():
-            ledger[name] = max(shares[name], least) / max(error, LEAST)
     else:
         squares = _mean_squares(model, missing, windows, provider == "fisher")
         for name, square in squares.items():
             ledger[name] = float(square.sum()) * layers[name].power / 2
 
 
-def _shared_out(
-    provider: str, prepared: Prepared, names: Collection[str]
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
-    """Return the shares of the outputs of each layer in the divergence of a coded model, and its relative error."""
+class Share(NamedTuple):
+    """What a layer has done to a model that is coded.
+
+    Attributes
+    ----------
+    rows : list of float
+        Share of each output in the divergence, in nats.
+    error : float
+        Relative error tr(D H D^T) / tr(W H W^T) of the layer.
+    """
+
+    rows: list[float]
+    error: float
+
+
+def shared_out(
+    provider: str, prepared: Prepared, names: Collection[str], cache: Path | None, identity: Mapping[str, str]
+) -> dict[str, Share]:
+    """Return what each layer does to a model that is coded as planned.
+
+    Parameters
+    ----------
+    provider : str
+        One of `SHARED`.
+    prepared, cache, identity
+        See `sensitivities`.
+    names : collection of str
+        Of layers.
+
+    Raises
+    ------
+    ConfigError
+        If the whole model is not in memory.
+    """
+    modules = _modules(prepared, names, f"the sensitivity {provider!r} needs")
+    ledger = _ledger("shares", provider, prepared, cache, identity)
+    if any(name not in ledger for name in names):
+        with moved(prepared.model, prepared.blocks.device):
+            for name, share in _shared_out(provider, prepared, modules).items():
+                ledger[name] = {"rows": [float(f"{row:.4g}") for row in share.rows], "error": share.error}
+    return {name: Share(**ledger[name]) for name in names}
+
+
+def _shared_out(provider: str, prepared: Prepared, modules: Mapping[str, nn.Module]) -> dict[str, Share]:
+    """Code the model and share out its divergence among the outputs of all layers."""
     assert prepared.unseen is not None  # noqa: S101 (see `prepare`)
     errors: dict[str, torch.Tensor] | None = None
     if provider == "attributed":
-        found = list(_quantized(prepared, names))
+        found = list(_quantized(prepared, modules))
         coded = {name: weight for name, weight, _ in found}
         relative = {name: error for name, _, error in found}
     else:
         run = list(walked(prepared))
         coded, errors = {layer.name: layer.weight for layer in run}, {layer.name: layer.error for layer in run}
         relative = {layer.name: layer.relative for layer in run}
-    modules = dict(prepared.model.named_modules())
-    return attributed(prepared.model, modules, coded, prepared.unseen, errors), relative
+    rows = attributed(prepared.model, modules, coded, prepared.unseen, errors)
+    return {name: Share(own.tolist(), relative[name]) for name, own in rows.items()}
 
 
-def row_shares(
-    prepared: Prepared, names: Collection[str], cache: Path | None, identity: Mapping[str, str]
-) -> dict[str, list[float]]:
-    """Return the share of each output in the divergence of a model that is coded as planned.
-
-    Parameters
-    ----------
-    prepared, cache, identity
-        See `sensitivities`; the provider is that of the budget, one of `SHARED`.
-    names : collection of str
-        Of layers.
-    """
-    assert prepared.options.budget is not None  # noqa: S101
-    provider = prepared.options.budget.sensitivity
-    ledger = _ledger("shares", provider, prepared, cache, identity)
-    if any(name not in ledger for name in names):
-        with moved(prepared.model, prepared.blocks.device):
-            for name, shares in _shared_out(provider, prepared, names)[0].items():
-                ledger[name] = [float(f"{share:.4g}") for share in shares]
-    return {name: ledger[name] for name in names}
+def _by_shares(found: Mapping[str, Share], blocks: Blocks) -> dict[str, float]:
+    """Return the shares of layers relative to their errors."""
+    shares = smoothed({name: math.fsum(share.rows) for name, share in found.items()}, blocks)
+    least = LEAST_SHARE * max(math.fsum(shares.values()), LEAST) / len(shares)
+    return {name: max(shares[name], least) / max(share.error, LEAST) for name, share in found.items()}
 
 
 def row_sensitivities(
@@ -210,7 +233,7 @@ def row_sensitivities(
         If the whole model is not in memory.
     """
     modules = _modules(prepared, names, "bands of rows need")
-    ledger = Ledger(None if cache is None else cache / "rows.jsonl", identity)
+    ledger = Ledger(None if cache is None else cache / "rows.jsonl", {**identity, "text": str(GRADIENT_TEXT)})
     missing = {name: module for name, module in modules.items() if name not in ledger}
     if missing:
         with moved(prepared.model, prepared.blocks.device):
@@ -389,6 +412,7 @@ def _last_hidden(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _spread(windows: torch.Tensor, sequences: int, tokens: int) -> torch.Tensor:
-    """Return the first tokens of some sequences, evenly from all: shape (sequences, tokens) or less."""
-    count = min(sequences, len(windows))
-    return windows[torch.linspace(0, len(windows) - 1, count).long(), :tokens]
+    """Cut windows into sequences and return some, evenly from all: shape (sequences, tokens) or less."""
+    tokens = min(tokens, windows.shape[1])
+    found = windows[:, : windows.shape[1] // tokens * tokens].reshape(-1, tokens)
+    return found[torch.linspace(0, len(found) - 1, min(sequences, len(found))).long()]

@@ -212,7 +212,7 @@ def test_the_divergence_of_a_coded_model_is_shared_out(folders, text, tmp_path, 
 
 
 def measured_in(folder, provider):
-    return {path.name: path.read_text() for path in folder.glob(f"sensitivity-{provider}-*.jsonl")}
+    return {path.name: path.read_text() for path in folder.glob(f"shares-{provider}-*.jsonl")}
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "no", '{"x": -1}'])

@@ -9,7 +9,7 @@ import torch
 
 import mcq_llm
 from mcq.errors import ConfigError
-from mcq_llm.config import Budget
+from mcq_llm.config import SHARED, Budget
 from mcq_llm.device import moved, own_device, resolve_device
 from mcq_llm.prepare import prepare
 from mcq_llm.tune import TuneOptions
@@ -73,9 +73,11 @@ def test_a_gpu_measures_what_the_processor_measures(folders, text, tmp_path, sen
         )  # fmt: skip
         prepared = prepare(folders["llama"], text, options, cache=tmp_path / device)
         assert prepared.model.device.type == "cpu"
-        (path,) = (tmp_path / device).glob(f"sensitivity-{sensitivity}*.jsonl")
+        shared = sensitivity in SHARED
+        (path,) = (tmp_path / device).glob(f"{'shares' if shared else 'sensitivity'}-{sensitivity}*.jsonl")
         _, *lines = path.read_text().splitlines()
-        factors = {name: factor for line in lines for name, factor in json.loads(line).items()}
-        found.append([factors[name] for name in sorted(factors)])
+        measured = {name: value for line in lines for name, value in json.loads(line).items()}
+        factors = {name: sum(value["rows"]) / value["error"] if shared else value for name, value in measured.items()}
+        found.append([max(factors[name], 1e-12) for name in sorted(factors)])
     # They span orders of magnitude; the least are divergences near what float32 resolves.
     assert np.corrcoef(np.log(found))[0, 1] > 0.9

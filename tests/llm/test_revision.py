@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import mcq_llm
 from mcq.errors import ConfigError
 from mcq_llm import sensitivity
+from mcq_llm.bands import plain_settings
 from mcq_llm.blocks import find_blocks
 from mcq_llm.cli import app
 from mcq_llm.codecs import GridSetting
@@ -57,9 +58,9 @@ def test_each_pass_looks_at_the_settings_chosen_last(folders, text, tmp_path, mo
     options = mcq_llm.Options(GridSetting(), budget=budget, tokens=256, window=32, format="mcq")
     plans, share_out = [], sensitivity._shared_out
 
-    def noted(provider, prepared, names):
+    def noted(provider, prepared, modules):
         plans.append([layer.setting for layer in prepared.plan])
-        return share_out(provider, prepared, names)
+        return share_out(provider, prepared, modules)
 
     monkeypatch.setattr(sensitivity, "_shared_out", noted)
     once = prepare(folders["llama"], text, options, cache=tmp_path)
@@ -71,6 +72,33 @@ def test_each_pass_looks_at_the_settings_chosen_last(folders, text, tmp_path, mo
     again = prepare(folders["llama"], text, replace(options, budget=replace(budget, passes=3)), cache=tmp_path)
     assert again.plan == twice.plan
     assert len(plans) == 3
+
+
+def test_the_first_look_tells_what_bands_count(folders, text, monkeypatch):
+    budget = Budget(bits=3.5, sensitivity="attributed", bands=2)
+    options = mcq_llm.Options(GridSetting(), budget=budget, tokens=256, window=32, format="mcq")
+    order = {layer.name: layer.importance for layer in prepare(folders["llama"], text, options).plan}
+    share_out = sensitivity._shared_out
+
+    def bits(least):
+        """Return the mean bits of both bands if the rows that are least important have this part of the shares."""
+
+        def given(provider, prepared, modules):
+            def rows(name, share):
+                low = order[name] < len(order[name]) // 2
+                parts = np.where(low, least / low.sum(), (1 - least) / (~low).sum())
+                return (abs(sum(share.rows)) * parts).tolist()
+
+            found = share_out(provider, prepared, modules)
+            return {name: share._replace(rows=rows(name, share)) for name, share in found.items()}
+
+        monkeypatch.setattr(sensitivity, "_shared_out", given)
+        parts = [plain_settings(layer.setting) for layer in prepare(folders["llama"], text, options).plan]
+        return [np.mean([own[band % len(own)].cost(64, 64).payload for own in parts]) for band in (0, 1)]
+
+    (low, high), (low_then, high_then) = bits(0.2), bits(0.8)
+    assert low < low_then
+    assert high > high_then
 
 
 @pytest.mark.parametrize(("passes", "provider"), [(0, "walked"), (1.5, "walked"), (2, "fisher"), (2, "given.json")])
