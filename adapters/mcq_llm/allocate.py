@@ -28,7 +28,7 @@ from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
 from mcq_llm.plan import Layer, PlannedLayer, planned, quantized
 from mcq_llm.prepared import Prepared
-from mcq_llm.revision import corrections
+from mcq_llm.revision import band_corrections, layer_corrections
 from mcq_llm.sensitivity import Share, row_sensitivities, sensitivities, shared_out
 from mcq_llm.setting import Setting
 from mcq_llm.storage import as_stored
@@ -217,10 +217,9 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     ties = _ties(layers) if options.budget.tie else ()
     look, predicted = alike, {unit.name: unit.distortion[unit.settings.index(shared)] for unit in units}
     for number in range(options.budget.passes):
-        # What layers count is from the first look; what bands count is not yet.
-        if provider in SHARED and (number > 0 or bands > 1):
-            harm = shared_out(provider, replace(prepared, plan=look), list(curves), cache, identity)
-            units = _revised(units, layers, predicted, harm, blocks)
+        if provider in SHARED:
+            measured = shared_out(provider, replace(prepared, plan=look), list(curves), cache, identity)
+            units = _revised(units, layers, predicted, measured, blocks, known=number == 0)
         found = allocate(units, inside, ties=ties)
         look = _settled(plan, layers, found, options)
         predicted = {name: chosen.distortion for name, chosen in found.chosen.items()}
@@ -264,14 +263,20 @@ def _revised(
     predicted: Mapping[str, float],
     found: Mapping[str, Share],
     blocks: Blocks,
+    *,
+    known: bool,
 ) -> list[Unit]:
-    """Return the units with what errors count after a look at a model whose units were `predicted` to cost so much."""
+    """Return the units with what errors count after a look at a model whose units were `predicted` to cost so much.
+
+    If what layers count is `known` from this look, only the bands are revised.
+    """
     names = {layer.layer.name: [layer.unit(band) for band in range(layer.bands)] for layer in layers}
     measured = {layer.layer.name: layer.sums(found[layer.layer.name].rows) for layer in layers}
     expected = {name: [predicted[unit] for unit in own] for name, own in names.items()}
+    by_layer = dict.fromkeys(names, 1.0) if known else layer_corrections(measured, expected, blocks)
     factors = {
-        unit: factor
-        for name, own in corrections(measured, expected, blocks).items()
+        unit: by_layer[name] * factor
+        for name, own in band_corrections(measured, expected, blocks).items()
         for unit, factor in zip(names[name], own, strict=True)
     }
     return [replace(unit, distortion=[factors[unit.name] * error for error in unit.distortion]) for unit in units]

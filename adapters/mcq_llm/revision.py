@@ -1,9 +1,13 @@
-"""A second look at an allocation: what errors turn out to count in a model that has the settings chosen.
+"""A look at a coded model: what errors turn out to count in it.
 
-Sensitivities are measured with one setting for all layers, and those of rows as if errors were small. An allocation
-then predicts the share of each unit, a layer or a band, in the divergence. Where a model with the settings chosen has
-other shares, errors count more or less than was believed, and the settings are chosen anew. As both measurements are
-uncertain, half of the difference counts: the geometric mean of both.
+An allocation predicts the share of each unit, a layer or a band of rows, in the divergence of a coded model. Where the
+model has other shares, errors count more or less than was believed. But shares are measured on a few thousand tokens,
+and those of a single band may be anything by chance, so not all of the difference is believed:
+
+- Bands: their Fisher information is too large for important rows, which are chosen for being large, and it holds for
+  small errors only. Both are much the same in all blocks, so bands are corrected alike in all layers of a kind.
+- Layers: shares are averaged over neighbouring blocks. Where layers have been looked at before, both measurements are
+  about equally uncertain, so half of the difference counts: their geometric mean.
 """
 
 from __future__ import annotations
@@ -18,10 +22,10 @@ from mcq_llm.blocks import Blocks
 MOST = 5.0
 
 
-def corrections(
+def layer_corrections(
     measured: Mapping[str, Sequence[float]], predicted: Mapping[str, Sequence[float]], blocks: Blocks
-) -> dict[str, list[float]]:
-    """Return by what the predicted costs of errors are to be multiplied.
+) -> dict[str, float]:
+    """Return by what the predicted costs of each layer's errors are to be multiplied.
 
     Parameters
     ----------
@@ -32,19 +36,46 @@ def corrections(
     blocks : Blocks
         Of the model: a share is averaged with those of the same layer in the blocks around.
     """
-    if math.fsum(share for bands in measured.values() for share in bands) <= 0:
-        return {name: [1.0] * len(bands) for name, bands in predicted.items()}  # errors do no harm at all
-    found: dict[str, list[float]] = {name: [] for name in predicted}
-    for band in range(max(len(bands) for bands in predicted.values())):
+    shares, expected = (
+        smoothed({name: math.fsum(parts) for name, parts in found.items()}, blocks) for found in (measured, predicted)
+    )
+    factors = _factors(list(shares.values()), [expected[name] for name in shares])
+    return {name: math.sqrt(factor) for name, factor in zip(shares, factors, strict=True)}
+
+
+def band_corrections(
+    measured: Mapping[str, Sequence[float]], predicted: Mapping[str, Sequence[float]], blocks: Blocks
+) -> dict[str, list[float]]:
+    """Return by what the predicted costs of each band's errors are to be multiplied; the sums of layers stay.
+
+    Parameters
+    ----------
+    measured, predicted, blocks
+        See `layer_corrections`. Layers of a kind are namesakes in their blocks with as many bands.
+    """
+    kinds: dict[tuple[str, int], list[str]] = {}
+    for name, parts in predicted.items():
+        kinds.setdefault((name.removeprefix(blocks.prefix(blocks.number(name))), len(parts)), []).append(name)
+    found = {}
+    for names in kinds.values():
         shares, expected = (
-            smoothed({name: bands[band] for name, bands in parts.items() if band < len(bands)}, blocks)
-            for parts in (_relative(measured), _relative(predicted))
+            [math.fsum(band) for band in zip(*(parts[name] for name in names), strict=True)]
+            for parts in (measured, predicted)
         )
-        for name, share in shares.items():
-            found[name].append(math.sqrt(min(max(share / expected[name], 1 / MOST), MOST)))
+        factors = _factors(shares, expected)
+        for name in names:
+            revised = math.fsum(factor * part for factor, part in zip(factors, predicted[name], strict=True))
+            scale = math.fsum(predicted[name]) / revised if revised > 0 else 1.0
+            found[name] = [factor * scale for factor in factors]
     return found
 
 
-def _relative(parts: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    total = math.fsum(part for bands in parts.values() for part in bands)
-    return {name: [part / total for part in bands] for name, bands in parts.items()}
+def _factors(shares: Sequence[float], expected: Sequence[float]) -> list[float]:
+    """Return by what expected shares are to be multiplied, within limits; the sums of both are at will."""
+    if math.fsum(shares) <= 0 or math.fsum(expected) <= 0:
+        return [1.0] * len(shares)  # errors do no harm at all, or there are none
+    total = math.fsum(shares) / math.fsum(expected)
+    return [
+        min(max(share / (total * part), 1 / MOST), MOST) if part > 0 else 1.0
+        for share, part in zip(shares, expected, strict=True)
+    ]

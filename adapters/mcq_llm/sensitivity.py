@@ -54,8 +54,8 @@ DIVERGENCE_SEQUENCES, DIVERGENCE_TOKENS = 4, 128
 #: Sequences, and tokens of each, that gradients are taken of. Each is one draw of what a mean square is estimated from,
 #: and the rows of a layer differ by no more than 16 draws do.
 GRADIENT_TEXT = 64, 256
-#: The same for a divergence that is shared out, of text that is not calibrated on.
-SHARED_TEXT = 16, 512
+#: The same for a divergence that is shared out, of text that is not calibrated on, and points of the way.
+SHARED_TEXT, SHARED_POINTS = (32, 512), 1
 #: Principal components of the last hidden states, and tokens from one that they are taken of to the next.
 COMPONENTS, STRIDE = 64, 8
 #: Least share of a layer in a divergence, relative to an equal one: shares near 0, or below, are uncertain.
@@ -204,7 +204,7 @@ def _shared_out(provider: str, prepared: Prepared, modules: Mapping[str, nn.Modu
         run = list(walked(prepared))
         coded, errors = {layer.name: layer.weight for layer in run}, {layer.name: layer.error for layer in run}
         relative = {layer.name: layer.relative for layer in run}
-    rows = attributed(prepared.model, modules, coded, prepared.unseen, errors)
+    rows = attributed(prepared.model, modules, coded, prepared.unseen, errors, SHARED_POINTS)
     return {name: Share(own.tolist(), relative[name]) for name, own in rows.items()}
 
 

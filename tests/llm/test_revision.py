@@ -16,7 +16,7 @@ from mcq_llm.codecs import GridSetting
 from mcq_llm.config import Budget
 from mcq_llm.plan import mean_bits
 from mcq_llm.prepare import prepare
-from mcq_llm.revision import MOST, corrections
+from mcq_llm.revision import MOST, band_corrections, layer_corrections
 
 PREDICTED = {"model.layers.0.a": [1.0, 2.0], "model.layers.1.a": [3.0, 4.0], "model.layers.1.b": [2.0]}
 
@@ -28,28 +28,52 @@ def blocks(make_model):
 
 def test_what_was_predicted_is_not_corrected(blocks):
     measured = {name: [7 * part for part in parts] for name, parts in PREDICTED.items()}
-    found = corrections(measured, PREDICTED, blocks)
+    assert layer_corrections(measured, PREDICTED, blocks) == pytest.approx(dict.fromkeys(PREDICTED, 1))
+    found = band_corrections(measured, PREDICTED, blocks)
     assert {name: len(factors) for name, factors in found.items()} == {n: len(p) for n, p in PREDICTED.items()}
     np.testing.assert_allclose(np.concatenate(list(found.values())), 1)
 
 
-def test_errors_that_count_more_than_predicted_are_believed_half(blocks):
-    found = corrections(PREDICTED | {"model.layers.1.b": [8.0]}, PREDICTED, blocks)
+def test_layers_that_count_more_than_predicted_are_believed_half(blocks):
+    found = layer_corrections(PREDICTED | {"model.layers.1.b": [8.0]}, PREDICTED, blocks)
     # 8 of 18 instead of 2 of 12, and 10 of 18 instead of 10 of 12
-    assert found["model.layers.1.b"] == pytest.approx([np.sqrt(8 / 18 / (2 / 12))])
-    assert found["model.layers.0.a"] == pytest.approx([np.sqrt(12 / 18)] * 2)
+    assert found["model.layers.1.b"] == pytest.approx(np.sqrt(8 / 18 / (2 / 12)))
+    assert found["model.layers.0.a"] == pytest.approx(np.sqrt(12 / 18))
+
+
+def test_bands_are_corrected_alike_in_layers_of_a_kind(blocks):
+    measured = PREDICTED | {"model.layers.0.a": [6.0, 1.0]}
+    found = band_corrections(measured, PREDICTED, blocks)
+    # 9 and 5 of 14 instead of 4 and 6 of 10
+    for name in ("model.layers.0.a", "model.layers.1.a"):
+        assert found[name][0] / found[name][1] == pytest.approx((9 / 4) / (5 / 6))
+        assert np.dot(found[name], PREDICTED[name]) == pytest.approx(sum(PREDICTED[name]))
+    assert found["model.layers.1.b"] == pytest.approx([1.0])
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0])
 def test_errors_that_do_no_harm_teach_nothing(blocks, share):
     measured = {name: [share * part for part in parts] for name, parts in PREDICTED.items()}
-    assert corrections(measured, PREDICTED, blocks) == {name: [1.0] * len(parts) for name, parts in PREDICTED.items()}
+    assert layer_corrections(measured, PREDICTED, blocks) == dict.fromkeys(PREDICTED, 1.0)
+    assert band_corrections(measured, PREDICTED, blocks) == {name: [1.0] * len(p) for name, p in PREDICTED.items()}
+
+
+def test_layers_without_errors_are_not_corrected(blocks):
+    predicted = {"model.layers.0.a": [0.0, 0.0], "model.layers.1.b": [1.0, 3.0]}
+    measured = {"model.layers.0.a": [0.1, 0.2], "model.layers.1.b": [1.0, 3.0]}
+    assert layer_corrections(measured, predicted, blocks)["model.layers.0.a"] == 1
+    assert band_corrections(measured, predicted, blocks) == {name: [1.0, 1.0] for name in predicted}
 
 
 @pytest.mark.parametrize("share", [-5.0, 0.0, 1e9])
 def test_absurd_shares_are_limited(blocks, share):
-    found = corrections(PREDICTED | {"model.layers.1.b": [share]}, PREDICTED, blocks)
-    assert found["model.layers.1.b"] == pytest.approx([np.sqrt(MOST if share > 0 else 1 / MOST)])
+    limit = MOST if share > 0 else 1 / MOST
+    found = layer_corrections(PREDICTED | {"model.layers.1.b": [share]}, PREDICTED, blocks)
+    assert found["model.layers.1.b"] == pytest.approx(np.sqrt(limit))
+    predicted = {"model.layers.0.a": [1.0] * 9}
+    found = band_corrections({"model.layers.0.a": [1.0] * 8 + [share]}, predicted, blocks)["model.layers.0.a"]
+    others = 9 / (8 + share)
+    assert found[-1] / found[0] == pytest.approx(limit / min(max(others, 1 / MOST), MOST))
 
 
 @pytest.mark.parametrize(("provider", "bands"), [("attributed", 1), ("attributed", 3), ("walked", 3)])
