@@ -195,17 +195,20 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     plan, options = prepared.plan, prepared.options
     assert options.budget is not None  # noqa: S101
     setting, identity, free = options.setting, _identity(prepared), _free(plan, options)
-    ledger = Ledger(None if cache is None else cache / "curves.jsonl", identity)
-    curves = measure_curves(model, blocks, windows, options, free, ledger)
-    free = [layer for layer in free if layer.name in curves]  # others never compute, and will stay dense
+    provider, bands = options.budget.sensitivity, options.budget.bands
     costs = {
         layer.name: [_bits(planned(layer.name, layer.rows, layer.columns, s, options)) for s in setting.candidates()]
         for layer in free
     }
-    room = max(_budget(model, plan, options) - sum(_bits(layer) for layer in plan if layer.name not in curves), 0)
+    bits = _budget(model, plan, options)
+    _require_room(bits, plan, costs)
+    ledger = Ledger(None if cache is None else cache / "curves.jsonl", identity)
+    curves = measure_curves(model, blocks, windows, options, free, ledger)
+    free = [layer for layer in free if layer.name in curves]  # others never compute, and will stay dense
+    costs = {layer.name: costs[layer.name] for layer in free}
+    room = _room(bits, plan, costs)
     shared, _, _ = _uniform(setting, costs, [list(curve.errors.values()) for curve in curves.values()], room)
     alike = [planned(old.name, old.rows, old.columns, shared, options) if old.name in costs else old for old in plan]
-    provider, bands = options.budget.sensitivity, options.budget.bands
     counts = sensitivities(provider, replace(prepared, plan=alike), curves, cache, identity)
     if bands > 1:
         rows = row_sensitivities(prepared, list(curves), cache, identity)
@@ -249,6 +252,22 @@ def _free(plan: Sequence[Layer], options: Options) -> list[PlannedLayer]:
     if not free:
         raise ConfigError("the overrides leave no layer whose setting could be chosen; leave out some of them")
     return free
+
+
+def _room(bits: int, plan: Sequence[Layer], costs: Mapping[str, Sequence[int]]) -> int:
+    """Return which of the `bits` of a plan are left for the layers with `costs`."""
+    return max(bits - sum(_bits(layer) for layer in plan if layer.name not in costs), 0)
+
+
+def _require_room(bits: int, plan: Sequence[Layer], costs: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a budget that cannot be met, before anything is measured."""
+    room, entries = _room(bits, plan, costs), sum(layer.entries for layer in plan if layer.name in costs)
+    least, most = (sum(pick(own) for own in costs.values()) for pick in (min, max))
+    if room < least:
+        raise ConfigError(
+            f"the {len(costs)} layers whose settings are chosen need {least / entries:.3f} bits per weight, the "
+            f"smallest size possible, but {room / entries:.3f} are left for them; the largest is {most / entries:.3f}"
+        )
 
 
 def _settled(plan: Sequence[Layer], layers: Sequence[Banded], found: Allocation, options: Options) -> list[Layer]:

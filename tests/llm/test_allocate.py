@@ -1,6 +1,7 @@
 """Budgets shared out among the layers, and what their errors count."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -106,9 +107,13 @@ def test_what_counts_more_gets_more_bits(folders, text, tmp_path):
     assert error(given) < 0.8 * error(plain)
 
 
-def test_impossible_budgets_say_what_is_possible(folders, text):
-    with pytest.raises(ConfigError, match="smallest size possible.*the largest is"):
-        prepare(folders["llama"], text, options_of(bits=0.5))
+def test_impossible_budgets_say_what_is_possible_before_anything_is_measured(folders, text, tmp_path):
+    with pytest.raises(ConfigError, match="smallest size possible.*the largest is") as refused:
+        prepare(folders["llama"], text, options_of(bits=0.5), cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+    least, left, _ = map(float, re.findall(r"\d+\.\d+", str(refused.value)))
+    assert left == 0.5
+    assert bits_of(prepare(folders["llama"], text, options_of(bits=least + 1e-3))) == pytest.approx(least, abs=1e-3)
     with pytest.raises(ConfigError, match="not quantized takes more than the 1,000 bytes"):
         prepare(folders["llama"], text, options_of(size=1000))
     with pytest.raises(ConfigError, match="leave no layer whose setting could be chosen"):
