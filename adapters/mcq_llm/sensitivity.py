@@ -51,8 +51,8 @@ PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attribute
 LEVELS = (0.01, 0.04)
 #: Sequences, and tokens of each, that divergences are measured on.
 DIVERGENCE_SEQUENCES, DIVERGENCE_TOKENS = 4, 128
-#: Sequences, and tokens of each, that gradients are taken of. Each is one draw of what a mean square is estimated from,
-#: and the rows of a layer differ by no more than 16 draws do.
+#: Sequences, and tokens of each, that gradients are taken of. Each sequence is one draw of what a mean square is
+#: estimated from; estimates from 16 differ from one another as much as the rows of a layer do.
 GRADIENT_TEXT = 64, 256
 #: The same for a divergence that is shared out, of text that is not calibrated on, and points of the way.
 SHARED_TEXT, SHARED_POINTS = (32, 512), 1
@@ -119,7 +119,9 @@ def _ledger(kind: str, provider: str, prepared: Prepared, cache: Path | None, id
     """Return the ledger of what a provider measures; one for each plan, if that depends on the settings."""
     decisive, parts, options = dict(identity), [kind, provider], prepared.options
     if provider in SHARED:
-        decisive["text"] = str(SHARED_TEXT)
+        decisive["text"] = f"{SHARED_TEXT} {SHARED_POINTS}"
+    if provider in ("fisher", "gradient"):
+        decisive["text"] = str(GRADIENT_TEXT)
     if provider == "walked":
         decisive["run"] = f"{options.target} {options.correction} {options.damping}"
     if provider == "measured" or provider in SHARED:
