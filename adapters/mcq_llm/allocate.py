@@ -29,7 +29,7 @@ from mcq_llm.observe import observe
 from mcq_llm.plan import Layer, PlannedLayer, planned, quantized
 from mcq_llm.prepared import Prepared
 from mcq_llm.revision import band_corrections, layer_corrections
-from mcq_llm.sensitivity import Share, row_sensitivities, sensitivities, shared_out
+from mcq_llm.sensitivity import Share, by_shares, row_sensitivities, sensitivities, shared_out
 from mcq_llm.setting import Setting
 from mcq_llm.storage import as_stored
 
@@ -209,7 +209,9 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     room = _room(bits, plan, costs)
     shared, _, _ = _uniform(setting, costs, [list(curve.errors.values()) for curve in curves.values()], room)
     alike = [planned(old.name, old.rows, old.columns, shared, options) if old.name in costs else old for old in plan]
-    counts = sensitivities(provider, replace(prepared, plan=alike), curves, cache, identity)
+    look = replace(prepared, plan=alike)
+    measured = shared_out(provider, look, list(curves), cache, identity) if provider in SHARED else None
+    counts = by_shares(measured, blocks) if measured else sensitivities(provider, look, curves, cache, identity)
     if bands > 1:
         rows = row_sensitivities(prepared, list(curves), cache, identity)
         layers = [Banded.of(layer, curves[layer.name], rows[layer.name], bands) for layer in free]
@@ -218,17 +220,18 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
         layers, inside = [Banded(layer, curves[layer.name]) for layer in free], room
     units = [unit for layer in layers for unit in layer.units(counts[layer.layer.name], options)]
     ties = _ties(layers) if options.budget.tie else ()
-    look, predicted = alike, {unit.name: unit.distortion[unit.settings.index(shared)] for unit in units}
+    predicted = {unit.name: unit.distortion[unit.settings.index(shared)] for unit in units}
     for number in range(options.budget.passes):
-        if provider in SHARED:
-            measured = shared_out(provider, replace(prepared, plan=look), list(curves), cache, identity)
+        if number > 0:
+            measured = shared_out(provider, look, list(curves), cache, identity)
+        if measured:
             units = _revised(units, layers, predicted, measured, blocks, known=number == 0)
         found = allocate(units, inside, ties=ties)
-        look = _settled(plan, layers, found, options)
+        look = replace(prepared, plan=_settled(plan, layers, found, options))
         predicted = {name: chosen.distortion for name, chosen in found.chosen.items()}
     # Bands take bits that one setting for all rows saves.
     uniform = Uniform(*_uniform(setting, costs, [unit.distortion for unit in units], room))
-    return look, replace(found, uniform=uniform if uniform.cost <= room else None)
+    return look.plan, replace(found, uniform=uniform if uniform.cost <= room else None)
 
 
 def _identity(prepared: Prepared) -> dict[str, str]:

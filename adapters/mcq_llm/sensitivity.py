@@ -104,7 +104,7 @@ def sensitivities(
     if provider not in PROVIDERS:
         return _scaled(_given(Path(provider), layers))
     if provider in SHARED:
-        return _scaled(_by_shares(shared_out(provider, prepared, layers, cache, identity), prepared.blocks))
+        return by_shares(shared_out(provider, prepared, layers, cache, identity), prepared.blocks)
     model, blocks = prepared.model, prepared.blocks
     modules = _modules(prepared, layers, f"the sensitivity {provider!r} needs")
     ledger = _ledger("sensitivity", provider, prepared, cache, identity)
@@ -210,11 +210,11 @@ def _shared_out(provider: str, prepared: Prepared, modules: Mapping[str, nn.Modu
     return {name: Share(own.tolist(), relative[name]) for name, own in rows.items()}
 
 
-def _by_shares(found: Mapping[str, Share], blocks: Blocks) -> dict[str, float]:
-    """Return the shares of layers relative to their errors."""
+def by_shares(found: Mapping[str, Share], blocks: Blocks) -> dict[str, float]:
+    """Return what the relative error of each layer counts, by its share; the mean over layers is 1."""
     shares = smoothed({name: math.fsum(share.rows) for name, share in found.items()}, blocks)
     least = LEAST_SHARE * max(math.fsum(shares.values()), LEAST) / len(shares)
-    return {name: max(shares[name], least) / max(share.error, LEAST) for name, share in found.items()}
+    return _scaled({name: max(shares[name], least) / max(share.error, LEAST) for name, share in found.items()})
 
 
 def row_sensitivities(

@@ -98,6 +98,16 @@ def test_each_pass_looks_at_the_settings_chosen_last(folders, text, tmp_path, mo
     assert len(plans) == 3
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_each_look_is_had_once_without_a_cache(folders, text, monkeypatch, passes):
+    budget = Budget(bits=3.5, sensitivity="attributed", bands=2, passes=passes)
+    options = mcq_llm.Options(GridSetting(), budget=budget, tokens=256, window=32, format="mcq")
+    looks, share_out = [], sensitivity._shared_out
+    monkeypatch.setattr(sensitivity, "_shared_out", lambda *given: looks.append(given) or share_out(*given))
+    prepare(folders["llama"], text, options)
+    assert len(looks) == passes
+
+
 def test_the_first_look_tells_what_bands_count(folders, text, monkeypatch):
     budget = Budget(bits=3.5, sensitivity="attributed", bands=2)
     options = mcq_llm.Options(GridSetting(), budget=budget, tokens=256, window=32, format="mcq")
