@@ -22,7 +22,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path | None, identity: Mapping[str, str]) -> None:
-        self._path, self._found = path, dict[str, Any]()
+        self.identity, self._path, self._found = identity, path, dict[str, Any]()
         head = json.dumps({"identity": dict(identity)}, sort_keys=True)
         if path is None:
             return

@@ -38,11 +38,11 @@ from mcq_llm.attribution import attributed, log_probabilities, smoothed
 from mcq_llm.blocks import Blocks, as_stored_by, get_weight, set_weight
 from mcq_llm.config import SHARED
 from mcq_llm.device import moved
+from mcq_llm.drafts import Drafts
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
 from mcq_llm.plan import quantized
 from mcq_llm.prepared import Prepared
-from mcq_llm.quantize import fit
 from mcq_llm.walked import walked
 
 PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attributed", "walked")
@@ -143,7 +143,7 @@ def _measure(
             ledger[name] = _noise(meter, name, layer, layers[name].power)
     elif provider == "measured":
         meter = Divergence(model, blocks, windows)
-        for name, weight, error in _quantized(prepared, missing):
+        for name, weight, error in _quantized(prepared, missing, Drafts(None, {})):
             ledger[name] = meter.of(name, missing[name], weight) / error
     else:
         squares = _mean_squares(model, missing, windows, provider == "fisher")
@@ -188,22 +188,26 @@ def shared_out(
     modules = _modules(prepared, names, f"the sensitivity {provider!r} needs")
     ledger = _ledger("shares", provider, prepared, cache, identity)
     if any(name not in ledger for name in names):
+        drafts = Drafts(cache, ledger.identity)
         with moved(prepared.model, prepared.blocks.device):
-            for name, share in _shared_out(provider, prepared, modules).items():
+            for name, share in _shared_out(provider, prepared, modules, drafts).items():
                 ledger[name] = {"rows": [float(f"{row:.4g}") for row in share.rows], "error": share.error}
+        drafts.remove()
     return {name: Share(**ledger[name]) for name in names}
 
 
-def _shared_out(provider: str, prepared: Prepared, modules: Mapping[str, nn.Module]) -> dict[str, Share]:
+def _shared_out(
+    provider: str, prepared: Prepared, modules: Mapping[str, nn.Module], drafts: Drafts
+) -> dict[str, Share]:
     """Code the model and share out its divergence among the outputs of all layers."""
     assert prepared.unseen is not None  # noqa: S101 (see `prepare`)
     errors: dict[str, torch.Tensor] | None = None
     if provider == "attributed":
-        found = list(_quantized(prepared, modules))
+        found = list(_quantized(prepared, modules, drafts))
         coded = {name: weight for name, weight, _ in found}
         relative = {name: error for name, _, error in found}
     else:
-        run = list(walked(prepared))
+        run = list(walked(prepared, drafts))
         coded, errors = {layer.name: layer.weight for layer in run}, {layer.name: layer.error for layer in run}
         relative = {layer.name: layer.relative for layer in run}
     rows = attributed(prepared.model, modules, coded, prepared.unseen, errors, SHARED_POINTS)
@@ -255,13 +259,14 @@ def _modules(prepared: Prepared, names: Collection[str], who: str) -> dict[str, 
     return {name: modules[name] for name in names}
 
 
-def _quantized(prepared: Prepared, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor, float]]:
+def _quantized(
+    prepared: Prepared, names: Collection[str], drafts: Drafts
+) -> Iterator[tuple[str, torch.Tensor, float]]:
     """Quantize layers as planned, by their inputs in the original model; yield name, weight and relative error."""
     planned = {layer.name: layer for layer in quantized(prepared.plan)}
     for seen in observe(prepared.model, prepared.blocks, prepared.windows, prepared.options, names):
         metric = seen.statistics.metric
-        quantizer, codes = fit(planned[seen.name], seen.weight, metric, prepared.options.seed)
-        rebuilt = quantizer.decode(codes)
+        rebuilt = drafts.coded(planned[seen.name], seen.weight, metric, prepared.options.seed)
         yield seen.name, torch.from_numpy(rebuilt), max(metric.relative_error(seen.weight, rebuilt), LEAST)
 
 

@@ -17,10 +17,11 @@ from mcq_llm.blocks import set_weight
 from mcq_llm.borrow import borrowing, portions
 from mcq_llm.calibrate import Stream, calibrated_stages
 from mcq_llm.closing import closing_drift
+from mcq_llm.drafts import Drafts
 from mcq_llm.plan import quantized
 from mcq_llm.precision import compute_type
 from mcq_llm.prepared import Prepared
-from mcq_llm.quantize import fit, target_weight
+from mcq_llm.quantize import target_weight
 
 
 class Walked(NamedTuple):
@@ -43,8 +44,16 @@ class Walked(NamedTuple):
     relative: float
 
 
-def walked(prepared: Prepared) -> Iterator[Walked]:
-    """Quantize copies of the blocks as planned, block by block, without tuning; yield every layer."""
+def walked(prepared: Prepared, drafts: Drafts) -> Iterator[Walked]:
+    """Quantize copies of the blocks as planned, block by block, without tuning; yield every layer.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        Its model stays as it is.
+    drafts : Drafts
+        Of earlier runs; gets the others.
+    """
     blocks, options = prepared.blocks, prepared.options
     planned = {layer.name: layer for layer in quantized(prepared.plan)}
     dtype = compute_type(blocks.device, options.precision)
@@ -67,8 +76,7 @@ def walked(prepared: Prepared) -> Iterator[Walked]:
                             for name, statistics in stage.items():
                                 assert statistics is not None  # noqa: S101 (there are no other processes)
                                 target = target_weight(layers[name], statistics, options, closing)
-                                encoder, codes = fit(planned[name], target, statistics.metric, options.seed)
-                                decoded = encoder.decode(codes)
+                                decoded = drafts.coded(planned[name], target, statistics.metric, options.seed)
                                 relative = float(statistics.metric.relative_error(target, decoded))
                                 weight = torch.from_numpy(decoded)
                                 set_weight(copies[name], weight)
