@@ -63,7 +63,7 @@ class Facts:
             name=name,
             base_model=_hub_id(model.config.name_or_path or ""),
             format=options.format,
-            options={**asdict(options), "setting": str(options.setting)},
+            options={**asdict(options), "setting": _codes(options)},
             tokenizer=tokenizer_hash(tokenizer),
             calibration_text=calibration_text,
             versions={package: version(package) for package in ("multicodebook", "transformers", "torch")},
@@ -94,6 +94,15 @@ class Facts:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise FormatError(f"{path} must be what `mcq llm quantize` writes, but: {error}; remove it") from None
+
+
+def _codes(options: Options) -> str:
+    """Return what layers are stored as, in words."""
+    setting, budget = options.setting, options.budget
+    if budget is None:
+        return str(setting)
+    room = f"{budget.size:,} bytes in all" if budget.bits is None else f"{budget.bits:g} bits per weight"
+    return f"{setting.codec}{' rotated' if setting.rotate else ''}, settings chosen within {room}"
 
 
 def _hub_id(name: str) -> str | None:

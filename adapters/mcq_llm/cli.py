@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mcq.errors import ConfigError, InputError
 from mcq.validate import one_of
+
+if TYPE_CHECKING:
+    from mcq_llm.overrides import Value
+    from mcq_llm.setting import Setting
 
 # torch and transformers take seconds to import; `mcq --help` must not wait for them.
 app = typer.Typer(
@@ -30,26 +34,33 @@ def quantize_command(
     model: Annotated[str, typer.Argument(help="Hugging Face id, folder, or .gguf file.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; must not exist or be empty.")] = None,
     codec: Annotated[str, typer.Option(help="Kind of codes (see docs).")] = "additive",
-    bits: Annotated[float, typer.Option(help="Bits per weight (see docs for what is counted).")] = 2,
+    bits: Annotated[
+        float | None, typer.Option(help="Bits per weight (see docs for what is counted); default: 2.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Size of the whole model, such as 60MB, instead of --bits.")] = None,
     allocate: Annotated[
         bool, typer.Option("--allocate", help="Choose the setting of each layer within --bits.")
     ] = False,
-    sensitivity: Annotated[str, typer.Option(help="What errors count: see docs, or a JSON file.")] = "fisher",
+    sensitivity: Annotated[
+        str | None, typer.Option(help="What errors count: see docs, or a JSON file; default: fisher.")
+    ] = None,
     tie: Annotated[
         bool, typer.Option("--tie", help="One setting for layers with the same input, as q, k and v.")
     ] = False,
     bands: Annotated[
-        int,
-        typer.Option(help="Cut each layer into so many bands of equally important rows, with settings of their own."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Cut each layer into so many bands of equally important rows, with settings of their own; default: 1."
+        ),
+    ] = None,
     passes: Annotated[
-        int, typer.Option(help="How often settings are chosen, by what errors count with those chosen before.")
-    ] = 1,
+        int | None,
+        typer.Option(help="How often settings are chosen, by what errors count with those chosen before; default: 1."),
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for what an allocation measures.")] = None,
     rotate: Annotated[bool, typer.Option("--rotate", help="Rotate the rows of weights before they are coded.")] = False,
     codebooks: Annotated[int | None, typer.Option(help="Number of codebooks, instead of what --bits says.")] = None,
-    codebook_bits: Annotated[int | None, typer.Option(help="Bits per code, instead of 8.")] = None,
+    codebook_bits: Annotated[int | None, typer.Option(help="With codebooks: bits per code, instead of 8.")] = None,
     codebook_dtype: Annotated[str | None, typer.Option(help="float16, or int8, which takes half.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Inputs per group, instead of 8.")] = None,
     calibration: Annotated[
@@ -67,14 +78,17 @@ def quantize_command(
     target: Annotated[
         str, typer.Option(help="What layers reproduce: original, block or quantized (see docs).")
     ] = "original",
-    correction: Annotated[float, typer.Option(help="How far to go towards the original outputs, 0 to 1.")] = 0.5,
+    correction: Annotated[
+        float | None, typer.Option(help="How far to go towards the original outputs, 0 to 1; default: 0.5.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="Of the calibration pass: auto, float32 or bfloat16.")] = "auto",
     device: Device = "auto",
     tune: Annotated[str, typer.Option(help="After each block: none, bias, or block (see docs).")] = "none",
     epochs: Annotated[int | None, typer.Option(help="With --tune block: passes over the calibration text.")] = None,
     lookahead: Annotated[
-        int, typer.Option(help="With --tune block: how many further blocks an error is seen through.")
-    ] = 0,
+        int | None,
+        typer.Option(help="With --tune block: how many further blocks an error is seen through; default: 0."),
+    ] = None,
     file_format: Annotated[
         str | None, typer.Option("--format", help="aqlm, mcq or dense; default: aqlm for additive codes, else mcq.")
     ] = None,
@@ -91,7 +105,7 @@ def quantize_command(
     from mcq_llm.codecs import CODECS
     from mcq_llm.config import Budget, Options
     from mcq_llm.memory import return_freed_memory
-    from mcq_llm.overrides import Override, changed
+    from mcq_llm.overrides import Override
     from mcq_llm.prepare import described, prepare
     from mcq_llm.run import run
     from mcq_llm.text import read_text
@@ -100,41 +114,39 @@ def quantize_command(
 
     if dense and file_format not in (None, "dense"):
         raise ConfigError(f"--dense and --format {file_format} contradict each other; leave out one of them")
+    if size is not None and bits is not None:
+        raise ConfigError("--size and --bits are two ways to say the same; leave out one of them")
+    tuning = {"epochs": epochs, "lookahead": lookahead}
+    _require(tune == "block", "--tune block", tuning)
+    _require(target != "quantized", "another --target", {"correction": correction})
     if stream:
         # Weights come and go block by block: small ones, too, would leave holes in the heap that never fill again.
         return_freed_memory(1 << 17)
     kind = CODECS[one_of(codec, CODECS, "--codec")]
-    room = {"bits": bits} if size is None else {"size": Budget.parse_size(size)}
-    budget = None
-    if allocate or size is not None or not kind.reaches(bits):
-        budget = Budget(**room, sensitivity=sensitivity, tie=tie, bands=bands, passes=passes)
-    elif bands > 1 or passes > 1:
-        raise ConfigError("bands and passes are for an allocation; add --allocate, a fraction of a bit, or --size")
-    standard = kind() if budget else kind.of_bits(bits)
-    details: dict[str, int | str | None] = {
-        "codebooks": codebooks,
-        "bits": codebook_bits,
-        "group": group_size,
-        "dtype": codebook_dtype,
-        "rotate": rotate or None,
-    }
+    bits = 2 if bits is None else bits
+    allocated = allocate or size is not None or not kind.reaches(bits)
+    room: dict[str, float] = {"bits": bits} if size is None else {"size": Budget.parse_size(size)}
+    shared = {"sensitivity": sensitivity, "tie": tie or None, "bands": bands, "passes": passes}
+    _require(allocated, "an allocation: --allocate, a fraction of a bit, or --size", shared | {"cache": cache})
+    details = {"codebooks": codebooks, "bits": codebook_bits, "group": group_size, "dtype": codebook_dtype}
+    setting = _setting(kind() if allocated else kind.of_bits(bits), details | {"rotate": rotate or None}, allocated)
     options = Options(
-        setting=changed(standard, {name: value for name, value in details.items() if value is not None}),
+        setting=setting,
         overrides=tuple(Override.parse(text) for text in override or []),
         tokens=tokens,
         window=window,
         batch=batch,
         seed=seed,
-        budget=budget,
+        budget=Budget(**room, **_given(shared)) if allocated else None,  # type: ignore[arg-type]
         format="dense"
         if dense
-        else file_format or ("aqlm" if codec == "additive" and not rotate and budget is None else "mcq"),
+        else file_format or ("aqlm" if codec == "additive" and not rotate and not allocated else "mcq"),
         target=target,
-        correction=correction,
         precision=precision,
         device=device,
         tune=tune,
-        tuning=replace(TuneOptions() if epochs is None else TuneOptions(epochs=epochs), lookahead=lookahead),
+        tuning=TuneOptions(**_given(tuning)),
+        **_given({"correction": correction}),
     )
     if dry_run:
         prepared = prepare(model, read_text(calibration), options, stream=stream, cache=cache)
@@ -241,6 +253,29 @@ def rotate_command(
 
     rotate_checkpoint(model, out, seed)
     typer.echo(f"wrote {out}")
+
+
+def _setting(standard: Setting, details: Mapping[str, Value | None], allocated: bool) -> Setting:
+    """Return the standard setting with the details that are given."""
+    from mcq_llm.codecs import AdditiveSetting
+    from mcq_llm.overrides import changed
+
+    chosen = {"codebooks": details["codebooks"], "codebook-bits": details["bits"]}
+    _require(not allocated, "one setting for all layers, or an --override: an allocation chooses them", chosen)
+    if not isinstance(standard, AdditiveSetting):
+        _require(False, "codebooks, which these codes do not have", chosen)
+    return changed(standard, _given(details))
+
+
+def _given(options: Mapping[str, Value | None]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _require(met: bool, what: str, options: Mapping[str, object]) -> None:
+    """Refuse options that are given and would do nothing."""
+    names = [f"--{name}" for name, value in options.items() if value is not None]
+    if names and not met:
+        raise ConfigError(f"{' and '.join(names)} must go with {what}; add that, or leave out {names[0]}")
 
 
 def _set_up(threads: int | None) -> None:

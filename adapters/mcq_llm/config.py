@@ -46,7 +46,7 @@ class Budget:
 
     bits: float | None = None
     size: int | None = None
-    sensitivity: str = "activation"
+    sensitivity: str = "fisher"
     tie: bool = False
     bands: int = 1
     passes: int = 1

@@ -76,7 +76,7 @@ def run(
         report = distill(student, teacher, options, seed)
         stored = student.finish()
         setting = next(iter(stored.values())).setting
-        calibrated = Options(setting, tokens=windows.numel(), window=window)  # for the card
+        calibrated = Options(setting, tokens=windows.numel(), window=window, seed=seed)  # for the card
         export(model.cpu(), tokenizer, stored, partial, calibrated, Path(out).name)
         (partial / "tune.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     return report

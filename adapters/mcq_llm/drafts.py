@@ -1,4 +1,4 @@
-"""Layers coded on trial, to see what their errors do: kept until that is known, so that an interruption costs little."""
+"""Layers coded on trial, to see what their errors do: kept until that is known, so an interruption costs little."""
 
 from __future__ import annotations
 

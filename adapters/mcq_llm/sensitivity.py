@@ -259,9 +259,7 @@ def _modules(prepared: Prepared, names: Collection[str], who: str) -> dict[str, 
     return {name: modules[name] for name in names}
 
 
-def _quantized(
-    prepared: Prepared, names: Collection[str], drafts: Drafts
-) -> Iterator[tuple[str, torch.Tensor, float]]:
+def _quantized(prepared: Prepared, names: Collection[str], drafts: Drafts) -> Iterator[tuple[str, torch.Tensor, float]]:
     """Quantize layers as planned, by their inputs in the original model; yield name, weight and relative error."""
     planned = {layer.name: layer for layer in quantized(prepared.plan)}
     for seen in observe(prepared.model, prepared.blocks, prepared.windows, prepared.options, names):

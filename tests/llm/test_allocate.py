@@ -29,7 +29,8 @@ TEXT = {"tokens": 256, "window": 32, "format": "mcq"}
 
 
 def options_of(codec="additive", overrides=(), **budget):
-    return mcq_llm.Options(CODECS[codec](), overrides=overrides, budget=Budget(**budget), **TEXT)
+    budget = Budget(**{"sensitivity": "activation"} | budget)
+    return mcq_llm.Options(CODECS[codec](), overrides=overrides, budget=budget, **TEXT)
 
 
 def bits_of(prepared):
@@ -236,7 +237,7 @@ def test_streamed_models_take_what_needs_no_whole_model(folders, text):
 
 
 def test_experts_are_allocated_too(folders, text):
-    budget = Budget(bits=5.0)
+    budget = Budget(bits=5.0, sensitivity="activation")
     options = mcq_llm.Options(budget=budget, **(TEXT | {"format": "dense"}))
     prepared = prepare(folders["mixtral"], text, options)
     assert len({layer.setting for layer in quantized(prepared.plan)}) > 1

@@ -6,6 +6,7 @@ import yaml
 import mcq_llm
 from mcq.errors import FormatError
 from mcq_llm.card import Facts, write_card
+from mcq_llm.config import Budget
 from mcq_llm.divergence import compare
 from mcq_llm.results import Results, read_results
 from mcq_llm.tasks import Score, TaskScores
@@ -57,6 +58,19 @@ def test_a_folder_that_looks_like_an_id_is_a_folder(facts, tmp_path, monkeypatch
     (tmp_path / "owner" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert facts("owner/model").base_model is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "codes"),
+    [
+        (Budget(bits=2.5), "shell rotated, settings chosen within 2.5 bits per weight"),
+        (Budget(size=60_000_000), "shell rotated, settings chosen within 60,000,000 bytes in all"),
+        (None, "shell 3 g16 rotated"),
+    ],
+)
+def test_codes_are_those_of_the_layers(facts, tmp_path, budget, codes):
+    card = write_card(tmp_path, facts(setting=mcq_llm.ShellSetting(3.0, rotate=True), budget=budget, format="mcq"))
+    assert f"| codes | {codes} |" in card.read_text()
 
 
 def test_how_to_load_codes_and_weights(facts, tmp_path):

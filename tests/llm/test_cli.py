@@ -68,6 +68,13 @@ def test_dry_run_prints_the_plan_and_writes_nothing(folders, text_file, tmp_path
         (["--codebook-bits", "0"], "bits per code must be an integer"),
         (["--override", "down_proj=codebooks:3"], "Add --format mcq"),
         (["--tokens", "100000"], "calibration needs"),
+        (["--size", "1MB", "--bits", "2"], "--size and --bits are two ways"),
+        (["--bands", "2", "--cache", "x"], "--bands and --cache must go with an allocation: --allocate, a fraction"),
+        (["--tie"], "--tie must go with an allocation"),
+        (["--epochs", "2"], "--epochs must go with --tune block; add that, or leave out --epochs"),
+        (["--target", "quantized", "--correction", "1"], "--correction must go with another --target"),
+        (["--bits", "4.5", "--codebooks", "2"], "--codebooks must go with one setting for all layers"),
+        (["--codec", "shell", "--codebook-bits", "4"], "--codebook-bits must go with codebooks"),
     ],
 )
 def test_errors_are_clear_and_leave_nothing(folders, text_file, tmp_path, arguments, message):
