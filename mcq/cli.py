@@ -96,19 +96,22 @@ def fit(
         typer.Option(help="Kind; the last four have no codebooks."),
     ] = "additive",
     codebooks: Annotated[int | None, typer.Option(help="Codebooks, 1 to 64; default: 2, of product: 1.")] = None,
-    codebook_bits: Annotated[int | None, typer.Option(help="Bits of a code, 1 to 16; default: 8.")] = None,
+    codebook_bits: Annotated[
+        int | None, typer.Option(help="With codebooks: bits of a code, 1 to 16; default: 8.")
+    ] = None,
     bits: Annotated[
         float | None, typer.Option(help="Most bits per entry, of kinds without codebooks; default: 2, of companded 3.")
     ] = None,
     group_size: Annotated[
         int | None,
         typer.Option(
-            help="Entries coded together, not of product; default: 8, of pyramid and shell 16; of companded rows, 512."
+            help="Entries coded together, not of product, trellis; default: 8, of pyramid and shell 16; of companded "
+            "rows, 512."
         ),
     ] = None,
     scale: Annotated[
         Literal["none", "row", "group"] | None,
-        typer.Option(help="What has a scale of its own, not of product; default: row."),
+        typer.Option(help="What has a scale of its own, not of product or companded; default: row."),
     ] = None,
     splits: Annotated[int | None, typer.Option(help="Slices of a row, of product only; default: 8.")] = None,
     rotation: Annotated[
@@ -116,7 +119,8 @@ def fit(
         typer.Option(help="Before rows are cut, of product only; default: none."),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Alternations of codes and codebooks; more lower the error; default: 8.")
+        int | None,
+        typer.Option(help="With codebooks: alternations of codes and these; more lower the error; default: 8."),
     ] = None,
     gram: GramFile = None,
     codes: Annotated[
@@ -183,7 +187,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="Quantizer or codes.")]) -
         print(f"{key}: {value}")
     for name, array in arrays.items():
         print(f"{name}: {array.dtype} {array.shape}, {array.nbytes} bytes")
-    if kind in ("codes", "scalar codes"):
+    if kind in ("codes", "scalar codes", "banded codes"):
         codes = mcq.load(file)
         print(f"payload: {codes.bits().payload:.3f} bits per entry")
         print(f"with row padding and all that rows have beside codes: {codes.bits().all_in:.3f} bits per entry")

@@ -13,6 +13,7 @@ import pytest
 
 import mcq
 import mcq_ext
+import mcq_llm
 import mcq_search
 from mcq import cli
 
@@ -28,6 +29,12 @@ MODULES = [
 @pytest.mark.parametrize("name", ["mcq", "mcq_ext", *MODULES])
 def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("package", [mcq, mcq_llm, mcq_search], ids=lambda package: package.__name__)
+def test_the_reference_has_every_public_name(package):
+    known = set(re.findall(r"\w+", (ROOT / "docs" / "reference.md").read_text()))
+    assert not set(package.__all__) - known
 
 
 def test_readme_python_runs(capsys):

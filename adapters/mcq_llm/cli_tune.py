@@ -12,7 +12,7 @@ from mcq_llm.cli import Device, Threads, _set_up, app
 
 @app.command("tune")
 def tune_command(
-    folder: Annotated[Path, typer.Argument(help="A quantized model, as `quantize` writes it.")],
+    folder: Annotated[Path, typer.Argument(help="A quantized model, written with `--format aqlm`.")],
     reference: Annotated[str, typer.Option(help="The original: Hugging Face id, folder, or .gguf file.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
     calibration: Annotated[

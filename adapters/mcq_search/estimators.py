@@ -107,7 +107,7 @@ class AdditiveCoder(Coder):
     Parameters
     ----------
     num_codebooks : int
-        M, codes of a vector, 1 to 16.
+        M, codes of a vector, 1 to 64.
     codebook_bits : int
         Bits of a code, 1 to 16; K = 2 ** codebook_bits entries in a codebook.
     rounds : int

@@ -109,6 +109,14 @@ def test_codes_of_many_widths(run, folder):
     assert "payload: 3." in printed
 
 
+def test_codes_in_bands_are_counted(run, folder):
+    x = np.load(folder / "x.npy")
+    quantizer = mcq.BandedQuantizer([mcq.ShellQuantizer(8, 12), mcq.ShellQuantizer(8, 24)])
+    codes = quantizer.fit_encode(x)
+    codes.save(folder / "codes.mcq")
+    assert f"payload: {codes.bits().payload:.3f} bits" in run("inspect", folder / "codes.mcq")[1]
+
+
 def test_safetensors_are_read_by_name(folder):
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     file = str(folder / "some.safetensors")
