@@ -36,8 +36,6 @@ def main() -> None:
     books, ones = normal(2, 256, 8), np.ones((1536, 72), np.float32)
     words = codes.reshape(1536, -1)
     packed = cpu.pack_bits(words, 11)
-    table = normal(1, 8, 256)
-    scanned = rng.integers(256, size=(100_000, 8)).astype(np.uint16)
     work = {
         "pair_search: 1e9 candidates/s": (lambda: cpu.pair_search(unary_a, unary_b, pair), 4096 * 65536),
         "assign: 1e9 distances/s": (lambda: cpu.assign(x, codebook, quad), 100_000 * 256),
@@ -46,7 +44,6 @@ def main() -> None:
         "scatter_add: 1e9 entries/s": (lambda: cpu.scatter_add(codes, a, ones, 256), 1536 * 576),
         "pack_bits (11): 1e9 words/s": (lambda: cpu.pack_bits(words, 11), words.size),
         "unpack_bits (11): 1e9 words/s": (lambda: cpu.unpack_bits(packed, 11, words.shape[1]), words.size),
-        "lut_sum: 1e9 look-ups/s": (lambda: cpu.lut_sum(scanned, table), scanned.size),
     }
     levels = mcq_ext.simd_levels()
     print(f"{'kernel':<32}" + "".join(f"{level:>10}" for level in levels))

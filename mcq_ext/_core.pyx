@@ -88,7 +88,6 @@ cdef extern from "mcq_kernels.h" nogil:
         void (*unpack_bits)(const uint8_t *, uint16_t *, size_t, size_t, unsigned) noexcept nogil
         void (*pack_words)(const uint64_t *, uint8_t *, size_t, size_t, unsigned) noexcept nogil
         void (*unpack_words)(const uint8_t *, uint64_t *, size_t, size_t, unsigned) noexcept nogil
-        void (*lut_sum)(const uint16_t *, const float *, float *, size_t, size_t, size_t, size_t, size_t) noexcept nogil
         size_t (*cholesky_rows)(double *, size_t, size_t, size_t) noexcept nogil
         void (*cholesky_update)(double *, size_t, size_t, size_t, size_t, size_t) noexcept nogil
         void (*cholesky_solve)(const double *, double *, size_t, size_t) noexcept nogil
@@ -274,12 +273,6 @@ def pack_words(const uint64_t[:, ::1] words, unsigned bits, uint8_t[:, ::1] pack
 def unpack_words(const uint8_t[:, ::1] packed, unsigned bits, uint64_t[:, ::1] words):
     with nogil:
         kernels.unpack_words(&packed[0, 0], &words[0, 0], words.shape[0], words.shape[1], bits)
-
-
-def lut_sum(const uint16_t[:, ::1] codes, const float[:, :, ::1] lut, float[:, :] out):
-    with nogil:
-        kernels.lut_sum(&codes[0, 0], &lut[0, 0, 0], &out[0, 0], out.strides[0] // 4, lut.shape[0], codes.shape[0],
-                        codes.shape[1], lut.shape[2])
 
 
 def cholesky_rows(double[:, ::1] a, size_t first, size_t last):

@@ -349,13 +349,6 @@ def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> AnyWords:
     return words
 
 
-def lut_sum(codes: Words, lut: Floats) -> Floats:
-    """Return (q, n): the sum over m of lut[q, m, codes[n, m]], in order of m."""
-    out = np.empty((lut.shape[0], codes.shape[0]), np.float32)
-    split(lambda i, j: _core.lut_sum(codes[i:j], lut, out[:, i:j]), codes.shape[0])
-    return out
-
-
 def cholesky(a: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the upper triangular U (n, n) with a = U^T U; `a` is symmetric.
 

@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 AnyWords = NDArray[Any]  # uint16 or uint64
 
-#: The cost of an empty place of a beam.
+#: Entries of a table, rounded up to a multiple of this, and the cost of the empty places behind them.
 PAD = 16
 PAD_COST = np.float32(3.0e38)
 #: Entries of the first codebook that a sweep with `starts` goes on from.
@@ -424,14 +424,6 @@ def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> AnyWords:
     digits = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little")
     digits = digits.reshape(len(packed), count, bits).astype(dtype)
     return (digits << np.arange(bits, dtype=dtype)).sum(2, dtype=dtype)
-
-
-def lut_sum(codes: Words, lut: Floats) -> Floats:
-    """Return (q, n): the sum over m of lut[q, m, codes[n, m]], in order of m."""
-    total = lut[:, 0, codes[:, 0]]
-    for m in range(1, lut.shape[1]):
-        total += lut[:, m, codes[:, m]]
-    return total
 
 
 def cholesky(a: NDArray[np.float64]) -> NDArray[np.float64]:

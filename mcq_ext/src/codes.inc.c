@@ -107,16 +107,3 @@ static void unpack_words(const uint8_t *packed, uint64_t *words_nW, size_t n, si
         }
     }
 }
-
-static void lut_sum(const uint16_t *codes_nM, const float *lut_qMK, float *out_qn, size_t out_stride, size_t q,
-                    size_t n, size_t M, size_t K)
-{
-    for (size_t i = 0; i < q; i++)
-        for (size_t r = 0; r < n; r++) {
-            const float *lut = lut_qMK + i * M * K;
-            const uint16_t *codes = codes_nM + r * M;
-            float sum = lut[codes[0]];
-            for (size_t m = 1; m < M; m++) sum += lut[m * K + codes[m]];
-            out_qn[i * out_stride + r] = sum;
-        }
-}

@@ -34,7 +34,6 @@ const mcq_kernels MCQ_TABLE = {
     .unpack_bits = unpack_bits,
     .pack_words = pack_words,
     .unpack_words = unpack_words,
-    .lut_sum = lut_sum,
     .cholesky_rows = cholesky_rows,
     .cholesky_update = cholesky_update,
     .cholesky_solve = cholesky_solve,

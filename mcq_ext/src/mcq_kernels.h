@@ -12,8 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Entry tables are padded with PAD_COST up to a multiple of PAD so that no kernel needs a remainder loop over entries. */
-#define MCQ_PAD 16
+/* Entry tables are padded with this up to a multiple of 16 so that no kernel needs a remainder loop over entries. */
 #define MCQ_PAD_COST 3.0e38f
 /* Targets are kept within this, so that their squares fit in float. */
 #define LARGEST_TARGET 1e15f
@@ -85,7 +84,7 @@ typedef struct {
     size_t groups;            /* stride of what trellis_search notes for an entry: 2^(L - least bits of an entry) */
     size_t width;             /* of trellis_beam, as what follows */
     const float *feedback_dd; /* (d, stride), first and last entries exchanged: what an error adds to later targets */
-    size_t stride;            /* a multiple of MCQ_PAD */
+    size_t stride;            /* a multiple of 16 */
 } mcq_trellis;
 
 /* How many vectors precede, see rank.inc.c. F(n, r, m) is table[n row_step + r budget_step + (m + 1) value_step]. */
@@ -147,10 +146,6 @@ typedef struct {
     void (*pack_words)(const uint64_t *words_nW, uint8_t *packed, size_t n, size_t W, unsigned bits);
     void (*unpack_words)(const uint8_t *packed, uint64_t *words_nW, size_t n, size_t W, unsigned bits);
 
-    /* out_qn = sum over m of lut[q, m, codes[n, m]], in order of m. */
-    void (*lut_sum)(const uint16_t *codes_nM, const float *lut_qMK, float *out_qn, size_t out_stride,
-                    size_t q, size_t n, size_t M, size_t K);
-
     /* Cholesky factorisation A = U^T U in double, in place on the upper triangle, see the bodies. */
     size_t (*cholesky_rows)(double *a_nn, size_t n, size_t first, size_t last);
     void (*cholesky_update)(double *a_nn, size_t n, size_t first, size_t last, size_t from, size_t to);
@@ -163,11 +158,11 @@ typedef struct {
     /* y_nN = argmax over permuted and signed leaders of factor x.y, product_n = x.y. */
     void (*leader_search)(const mcq_leaders *leaders, const float *x_nN, int16_t *y_nN, float *product_n, size_t n);
 
-    /* As pyramid_search, over a shell. Scratch: MCQ_PAD (N + 2) (R + 1) floats on a cache line. */
+    /* As pyramid_search, over a shell. Scratch: 16 (N + 2) (R + 1) floats on a cache line. */
     void (*shell_search)(const mcq_shell *shell, const float *x_nN, const float *inverse_n, int16_t *y_nN,
                          uint8_t *gain_n, float *scratch, size_t n);
 
-    /* y_nN near x inverse under U U^T. Scratch: MCQ_PAD (3 N + 3) (budget + 1) floats on a cache line. */
+    /* y_nN near x inverse under U U^T. Scratch: 16 (3 N + 3) (budget + 1) floats on a cache line. */
     void (*budget_search)(const mcq_budget *budget, const float *x_nN, const float *inverse_n, int16_t *y_nN,
                            float *scratch, size_t n);
 

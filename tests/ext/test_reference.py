@@ -301,12 +301,6 @@ def test_pack_and_unpack_every_width(assert_same, bits):
     np.testing.assert_array_equal(unpacked, words)
 
 
-@given(generators(), st.integers(1, 5), ROWS, st.integers(1, 9), ENTRIES)
-def test_lut_sum(assert_same, make, q, n, num_codebooks, k):
-    codes, lut = random_codes(make, k, n, num_codebooks), make(q, num_codebooks, k)
-    assert_same(lambda kernels: kernels.lut_sum(codes, lut))
-
-
 NO_ROWS = {
     "matmul": lambda kernels: kernels.matmul(np.empty((0, 3), np.float32), np.ones((3, 4), np.float32)),
     "assign": lambda kernels: kernels.assign(
