@@ -141,7 +141,7 @@ def fit(
     given |= {"scale": scale, "num_splits": splits, "rotation": rotation, "rounds": rounds}
     fitted = QUANTIZERS[quantizer](**_options(quantizer, given))
     x, metric = read_array(matrix), _metric(gram)
-    with _progress("fit") as progress:
+    with progress_bar("fit") as progress:
         encoded = fitted.fit_encode(x, metric=metric, seed=seed, progress=progress)
     fitted.save(output)
     if codes is not None:
@@ -215,7 +215,7 @@ def _metric(gram: str | None) -> Metric:
 
 
 @contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal, nothing elsewhere."""
     with tqdm(desc=label, disable=None, leave=False) as bar:
 

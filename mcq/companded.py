@@ -113,12 +113,6 @@ class CompandedQuantizer(Quantizer):
         """Bits of a code in each group (clusters, d)."""
         return self._groups.depths
 
-    @property
-    def gain(self) -> float:
-        """The power of two by which everything decoded is multiplied."""
-        self._require_fitted()
-        return float(self.arrays["gain"][0])
-
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None
     ) -> ScalarCodes:

@@ -103,12 +103,6 @@ class GridQuantizer(Quantizer):
         self._require_fitted()
         return to_float16(gaussian_grid(self.config.dimension, self.config.points))[None]
 
-    @property
-    def gain(self) -> float:
-        """The power of two by which everything decoded is multiplied."""
-        self._require_fitted()
-        return float(self.arrays["gain"][0])
-
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None
     ) -> Codes:

@@ -101,12 +101,6 @@ class ScalarQuantizer(Quantizer):
     def __init__(self, bits: int = 3, group_size: int | None = 128, feedback: bool = True, clip: bool = False) -> None:
         super().__init__(ScalarConfig(bits, group_size, feedback, clip))
 
-    @property
-    def gain(self) -> float:
-        """The power of two by which everything decoded is multiplied."""
-        self._require_fitted()
-        return float(self.arrays["gain"][0])
-
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None
     ) -> ScalarCodes:

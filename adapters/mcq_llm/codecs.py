@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 import mcq
 from mcq import rate
 from mcq.errors import ConfigError
+from mcq.grids import GRID_BITS
+from mcq.scales import Scale
 from mcq.storage import CODEBOOK_DTYPES, CodebookDtype
 from mcq.validate import in_range, one_of
 from mcq_llm.setting import CURVE_ROWS, TINY, Setting
 
-Scale = Literal["none", "row", "group"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
-#: Bits of a code of a grid, by its dimensions.
-GRID_BITS = {1: range(1, 9), 2: range(2, 11), 3: range(3, 11), 4: range(4, 13)}
 #: The codebooks that an allocation chooses from.
 LEAST_BITS, MOST_BITS, MOST_CODEBOOKS = 4, 8, 6
 #: Error with 2, 3, ... codebooks of the least and the most bits, relative to that with one less, in units of the ideal

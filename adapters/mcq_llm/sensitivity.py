@@ -81,7 +81,7 @@ def sensitivities(
     Parameters
     ----------
     provider : str
-        One of `PROVIDERS`, or the path of a JSON file.
+        One of `PROVIDERS` but those that share out a divergence, see `shared_out`, or the path of a JSON file.
     prepared : Prepared
         With the original model, which is afterwards as before, and a plan with one setting for all `layers`: where a
         provider needs to know what errors are like, they are those of this plan.
@@ -103,8 +103,6 @@ def sensitivities(
         return dict.fromkeys(layers, 1.0)
     if provider not in PROVIDERS:
         return _scaled(_given(Path(provider), layers))
-    if provider in SHARED:
-        return by_shares(shared_out(provider, prepared, layers, cache, identity), prepared.blocks)
     model, blocks = prepared.model, prepared.blocks
     modules = _modules(prepared, layers, f"the sensitivity {provider!r} needs")
     ledger = _ledger("sensitivity", provider, prepared, cache, identity)
@@ -138,11 +136,11 @@ def _measure(
     """Add to the ledger what the relative errors of the `missing` ones of `layers` count."""
     model, blocks, windows = prepared.model, prepared.blocks, prepared.windows
     if provider == "noise":
-        meter = Divergence(model, blocks, windows)
+        meter = DivergenceMeter(model, blocks, windows)
         for name, layer in tqdm(missing.items(), desc="noise", unit="layer", smoothing=0):
             ledger[name] = _noise(meter, name, layer, layers[name].power)
     elif provider == "measured":
-        meter = Divergence(model, blocks, windows)
+        meter = DivergenceMeter(model, blocks, windows)
         for name, weight, error in _quantized(prepared, missing, Drafts(None, {})):
             ledger[name] = meter.of(name, missing[name], weight) / error
     else:
@@ -293,7 +291,7 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
-class Divergence:
+class DivergenceMeter:
     """Measures how far the predictions of a model go from what they are, when the weight of a layer changes.
 
     Parameters
@@ -345,7 +343,7 @@ class Divergence:
         return log_probabilities(self._model, self._ids)
 
 
-def _noise(meter: Divergence, name: str, layer: nn.Module, power: float) -> float:
+def _noise(meter: DivergenceMeter, name: str, layer: nn.Module, power: float) -> float:
     """Return the divergence by noise of several levels, relative to the error of the outputs that it makes."""
     weight, generator = get_weight(layer).float(), torch.Generator().manual_seed(0)
     noise = torch.randn(weight.shape, generator=generator).to(weight.device)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import faiss
 import numpy as np
 import typer
-from tqdm import tqdm
 
 import mcq_ext
 from mcq.arrays import read_array, write_array
-from mcq.cli import in_existing_folder
+from mcq.cli import in_existing_folder, progress_bar
 from mcq.errors import ConfigError
 from mcq.io import replacing
-from mcq.quantizer import Progress
 from mcq.validate import one_of
 from mcq_search import layout
 from mcq_search.bench import bench, check_plot, standard_codes, table
@@ -58,7 +54,7 @@ def build(
 ) -> None:
     """Learn an index from vectors and put them in it."""
     _use_threads(threads)
-    with _progress("encode") as progress:
+    with progress_bar("encode") as progress:
         index = build_index(
             _open(vectors),
             factory,
@@ -136,7 +132,7 @@ def bench_command(
         check_plot(plot)
     base, asked = np.asarray(_open(vectors)), np.asarray(_open(queries))
     training = base if learn is None else np.asarray(_open(learn))
-    with _progress("bench") as progress:
+    with progress_bar("bench") as progress:
         results = bench(
             base, asked, codes, baselines, checked, learn=training, nprobe=nprobe, seed=seed, progress=progress
         )
@@ -160,15 +156,3 @@ def _use_threads(threads: int | None) -> None:
     if threads is not None:
         mcq_ext.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Progress]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    with tqdm(desc=label, disable=None, leave=False) as bar:
-
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield update

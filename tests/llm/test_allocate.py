@@ -14,14 +14,14 @@ from mcq_llm.blocks import find_blocks, get_weight
 from mcq_llm.checkpoint import Checkpoint
 from mcq_llm.cli import app
 from mcq_llm.codecs import CODECS
-from mcq_llm.config import Budget
+from mcq_llm.config import SHARED, Budget
 from mcq_llm.load import load
 from mcq_llm.overrides import Override
 from mcq_llm.plan import make_plan, mean_bits, quantized
 from mcq_llm.prepare import prepare
 from mcq_llm.prepared import Prepared
 from mcq_llm.run import run
-from mcq_llm.sensitivity import PROVIDERS, Divergence, sensitivities
+from mcq_llm.sensitivity import PROVIDERS, DivergenceMeter, by_shares, sensitivities, shared_out
 from mcq_llm.text import spread_windows, tokenize
 
 #: Layers of 64 inputs cannot have 2 bits with codebooks of 256 entries.
@@ -124,7 +124,7 @@ def test_impossible_budgets_say_what_is_possible_before_anything_is_measured(fol
 def test_measurements_are_taken_up_again(folders, text, tmp_path, monkeypatch):
     options = options_of(bits=4.0, sensitivity="noise")
     whole = prepare(folders["llama"], text, options, cache=tmp_path / "a")
-    measured, of = [], Divergence.of
+    measured, of = [], DivergenceMeter.of
 
     def failing(self, *arguments):
         measured.append(arguments)
@@ -133,7 +133,7 @@ def test_measurements_are_taken_up_again(folders, text, tmp_path, monkeypatch):
         return of(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Divergence, "of", failing)
+        patch.setattr(DivergenceMeter, "of", failing)
         with pytest.raises(KeyboardInterrupt):
             prepare(folders["llama"], text, options, cache=tmp_path / "b")
     again = prepare(folders["llama"], text, options, cache=tmp_path / "b")
@@ -141,7 +141,7 @@ def test_measurements_are_taken_up_again(folders, text, tmp_path, monkeypatch):
     for name in ("curves.jsonl", "sensitivity-noise.jsonl"):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
     with monkeypatch.context() as patch:  # nothing is measured twice, not for another budget either
-        patch.setattr(Divergence, "of", None)
+        patch.setattr(DivergenceMeter, "of", None)
         patch.setattr(type(options.setting), "curve", None)
         assert bits_of(prepare(folders["llama"], text, options_of(bits=5.0, sensitivity="noise"), cache=tmp_path / "b"))
 
@@ -160,6 +160,8 @@ def measure(folders, text):
         blocks = find_blocks(model)
         layers = {name: Layer() for index in range(2) for name in blocks.layers(index)}
         prepared = Prepared(model, tokenizer, blocks, make_plan(blocks, options), windows, options, unseen=windows + 1)
+        if provider in SHARED:
+            return by_shares(shared_out(provider, prepared, layers, cache, {}), blocks), model
         return sensitivities(provider, prepared, layers, cache, {}), model
 
     return call
@@ -182,7 +184,7 @@ def test_the_fisher_information_predicts_the_divergence_of_small_noise(folders, 
     blocks, windows = find_blocks(model), spread_windows(tokenize(tokenizer, text), 16, 32)
     options = mcq_llm.Options(**TEXT)
     names = [name for index in range(2) for name in blocks.layers(index)]
-    meter = Divergence(model, blocks, windows)
+    meter = DivergenceMeter(model, blocks, windows)
     prepared = Prepared(model, tokenizer, blocks, make_plan(blocks, options), windows, options)
     fisher = sensitivities("fisher", prepared, dict.fromkeys(names, Layer()), None, {})
     generator = torch.Generator().manual_seed(1)
