@@ -11,6 +11,7 @@ from mcq.kmeans import KMEANS_ITERATIONS, residual_kmeans
 from mcq.metric import Identity, Metric
 from mcq.normal import RIDGE, NormalEquations
 from mcq.problem import Problem
+from mcq.scales import reciprocal
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
@@ -44,7 +45,7 @@ def scaled_groups(problem: Problem, scale: Floats) -> tuple[Floats, Floats]:
     where they weigh least, and plain centres then end lower.
     """
     g, groups = problem.group_size, problem.num_groups
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    inverse = reciprocal(scale)
     points = problem.x.reshape(-1, groups, g) * inverse[:, :, None]
     weight = np.broadcast_to(scale**2, (len(scale), groups)).astype(np.float32)
     if not problem.metric.couples:

@@ -17,7 +17,7 @@ from mcq.lattices import MAX_GROUP_SIZE, Lattice, counts_up_to
 from mcq.metric import Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
-from mcq.scales import rescaled_rows, start_scale, stored_scale, to_float16
+from mcq.scales import reciprocal, rescaled_rows, start_scale, stored_scale, to_float16
 from mcq.validate import in_range, one_of
 from mcq_ext import cpu
 
@@ -273,13 +273,11 @@ class GainShapeQuantizer(Quantizer):
         if self.config.gains == "theory":
             return _norm_quantiles(count, size) / np.float32(lattice.typical_size * math.sqrt(size))
         step = -(-problem.x.size // (size * START_GROUPS))
-        inverse = np.repeat(
-            np.divide(1, scale[:, 0], out=np.zeros(len(scale), np.float32), where=scale[:, 0] != 0), problem.num_groups
-        )
+        inverse = np.repeat(reciprocal(scale[:, 0]), problem.num_groups)
         x = problem.x.reshape(-1, size)[::step] * inverse[::step, None]
         wanted = np.sqrt(np.mean(np.square(x), axis=1)) / np.float32(lattice.typical_size)
         for _ in range(START_ROUNDS):
-            inverse = np.divide(1, wanted, out=np.zeros_like(wanted), where=wanted > 0)
+            inverse = reciprocal(wanted)
             points, _ = lattice.nearest(x, inverse, np.ones(1, np.float32))
             square = np.square(points, dtype=np.float32).sum(1)
             wanted = np.maximum(np.einsum("ng,ng->n", x, points, dtype=np.float32) / square, 0)

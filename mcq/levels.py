@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcq.grids import gaussian_grid
-from mcq.scales import stored_scale
+from mcq.scales import reciprocal, stored_scale
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -183,7 +183,7 @@ class Groups:
 
 
 def _normalised(x: Floats, scale: Floats, offset: Floats) -> Floats:
-    return (x - offset) * np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    return (x - offset) * reciprocal(scale)
 
 
 def _fit_grid(x: Floats, grid: str, depth: int) -> tuple[Floats, Floats, Doubles]:

@@ -18,7 +18,7 @@ from mcq.kmeans import progressive_residual_kmeans
 from mcq.metric import Identity
 from mcq.problem import Problem
 from mcq.quantizer import Progress
-from mcq.scales import Scale, start_scale
+from mcq.scales import Scale, reciprocal, start_scale
 from mcq.storage import CodebookDtype, as_stored, stored_codebooks
 from mcq.validate import in_range
 from mcq_ext import cpu
@@ -192,7 +192,7 @@ class ResidualQuantizer(AdditiveQuantizer):
         if config.scale != "none":
             scale = choose_codes(problem, codebooks[:1], scale, config.scale, config)[1]
         n, groups, g = len(problem.x), problem.num_groups, problem.group_size
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+        inverse = reciprocal(scale)
         targets = problem.x.reshape(n, groups, g) * inverse[:, :, None]
         if tables is not None:
             return tables.choose(targets.reshape(-1, g), config.beam_width, []).reshape(n, groups, -1), scale

@@ -16,7 +16,7 @@ from mcq.metric import Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
 from mcq.scalar_codes import ScalarCodes, require_scalar
-from mcq.scales import to_float16
+from mcq.scales import reciprocal, to_float16
 from mcq.validate import in_range
 from mcq_ext import cpu
 
@@ -213,7 +213,7 @@ class _Grid:
         least = np.full_like(low, np.inf)
         for part in ranges:
             tried = to_float16((high - low) * part / highest).astype(np.float32)
-            inverse = np.divide(1, tried, out=np.zeros_like(tried), where=tried > 0)
+            inverse = reciprocal(tried)
             grid = cls(tried, np.clip(np.rint(-low * part * inverse), 0, highest), highest)
             error = targets - grid.rebuild(grid.round(targets))
             cost = cpu.matmul(weights[None], error * error)[0]  # sums in the same order for any number of rows
@@ -223,8 +223,7 @@ class _Grid:
 
     def round(self, targets: Floats) -> Bytes:
         """Return the numbers of the nearest levels."""
-        inverse = np.divide(1, self.scale, out=np.zeros_like(self.scale), where=self.scale > 0)
-        return np.clip(np.rint(targets * inverse) + self.zero, 0, self.highest).astype(np.uint8)
+        return np.clip(np.rint(targets * reciprocal(self.scale)) + self.zero, 0, self.highest).astype(np.uint8)
 
     def rebuild(self, codes: Bytes) -> Floats:
         """Return the levels of these numbers."""

@@ -36,6 +36,11 @@ def to_float16(values: NDArray[np.floating]) -> NDArray[np.float16]:
     return np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
 
 
+def reciprocal(values: Floats) -> Floats:
+    """Return 1 / values, and 0 where they are 0: what has no size is divided by nothing."""
+    return np.divide(1, values, out=np.zeros_like(values), where=values != 0)
+
+
 def refit_scale(problem: Problem, codes: Words, codebooks: Floats, scale: Floats, kind: Scale) -> Floats:
     """Return the factors that minimise the distortion for given codes and codebooks, of the shape of `scale`."""
     if kind == "none":

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mcq.scales import to_float16
+from mcq.scales import reciprocal, to_float16
 
 CodebookDtype = Literal["float16", "int8"]
 CODEBOOK_DTYPES = ("float16", "int8")
@@ -34,8 +34,7 @@ def stored_codebooks(codebooks: NDArray[np.floating], dtype: CodebookDtype) -> d
         return {"codebooks": halves}
     values = halves.astype(np.float32)
     steps = np.abs(values).max((1, 2)) / np.float32(INT8_MAX)
-    per_step = np.divide(1, steps, out=np.zeros_like(steps), where=steps > 0)
-    return {"codebooks": np.rint(values * per_step[:, None, None]).astype(np.int8), "codebook_steps": steps}
+    return {"codebooks": np.rint(values * reciprocal(steps)[:, None, None]).astype(np.int8), "codebook_steps": steps}
 
 
 def restored_codebooks(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float16]:

@@ -18,7 +18,7 @@ from mcq.errors import InputError
 from mcq.metric import Metric
 from mcq.problem import Problem
 from mcq.quantizer import Progress, Quantizer, ignore_progress, require_array
-from mcq.scales import rescaled_rows, start_scale, stored_scale
+from mcq.scales import reciprocal, rescaled_rows, start_scale, stored_scale
 from mcq.validate import in_range, one_of
 from mcq_ext import cpu, cpu_trellis
 
@@ -239,7 +239,7 @@ class _Search:
         """Return the codes (n, bytes) of the rows and their scales (n, 1), the best ones for these codes."""
         scale = start_scale(problem, self.config.scale)
         size = (scale * np.float32(spread))[:, 0]
-        inverse = np.divide(1, size, out=np.zeros_like(size), where=size != 0)
+        inverse = reciprocal(size)
         if self.feedback is None:
             packed = cpu_trellis.trellis_search(problem.x, inverse, self.offset, self.value, self.weight)
         else:

@@ -46,10 +46,10 @@ def set_num_threads(n: int) -> None:
     _num_threads = n
 
 
-def split(work: Callable[[int, int], None], count: int, grain: int = TILE) -> None:
-    """Call ``work(start, stop)`` over ``range(count)`` cut into one part per thread, each at least `grain` long."""
+def split(work: Callable[[int, int], None], count: int) -> None:
+    """Call ``work(start, stop)`` over ``range(count)`` cut into one part per thread, each at least `TILE` long."""
     global _pool
-    parts = min(num_threads(), max(1, count // grain))
+    parts = min(num_threads(), max(1, count // TILE))
     if parts == 1:
         work(0, count)
         return

@@ -7,22 +7,22 @@ import torch
 GROUP = 64
 
 
-def round_to_nearest(weight: torch.Tensor, bits: int, group: int = GROUP) -> torch.Tensor:
-    """Round each group of neighbouring inputs to 2**bits evenly spaced values between its extremes.
+def round_to_nearest(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Round each group of 64 neighbouring inputs to 2**bits evenly spaced values between its extremes.
+
+    A group has a float16 step and a float16 offset; the last one of a row may be shorter.
 
     Parameters
     ----------
     weight : tensor of shape (outputs, inputs)
     bits : int
-    group : int
-        Inputs that share a float16 step and a float16 offset; the last group of a row may be shorter.
 
     Returns
     -------
     tensor of shape (outputs, inputs)
         The rounded weight.
     """
-    return torch.cat([_round_columns(columns, bits) for columns in torch.split(weight, group, dim=1)], dim=1)
+    return torch.cat([_round_columns(columns, bits) for columns in torch.split(weight, GROUP, dim=1)], dim=1)
 
 
 def _round_columns(columns: torch.Tensor, bits: int) -> torch.Tensor:
@@ -33,6 +33,6 @@ def _round_columns(columns: torch.Tensor, bits: int) -> torch.Tensor:
     return rounded
 
 
-def all_in_bits(bits: int, group: int = GROUP) -> float:
+def all_in_bits(bits: int) -> float:
     """Return the bits per weight with the step and the offset of each group counted."""
-    return bits + 32 / group
+    return bits + 32 / GROUP

@@ -18,6 +18,7 @@ from mcq.encoders.local_search import Weighting
 from mcq.lattices import Lattice, best_gains
 from mcq.metric import Identity
 from mcq.problem import Problem
+from mcq.scales import reciprocal
 from mcq_ext import cpu
 
 Floats = NDArray[np.float32]
@@ -60,7 +61,7 @@ class LatticeSearch:
 
         A fresh start feeds errors forward.
         """
-        problem, inverse = self.problem, _reciprocal(scale)
+        problem, inverse = self.problem, reciprocal(scale)
         if problem.metric.couples:
             self._sweep(table, scale, inverse[:, 0], fresh)
         elif isinstance(problem.metric, Identity):
@@ -96,7 +97,7 @@ class LatticeSearch:
             target = old + cpu.matmul(gradient, inverse_block)
             slope = cpu.matmul(np.ascontiguousarray(old), block, out=gradient, accumulate=True)
             likely = self.lattice.likely_gains(target, inverse, table, _weights(np.diagonal(block)))
-            found = self.lattice.nearest_under(target, inverse * _reciprocal(table)[likely], factor)
+            found = self.lattice.nearest_under(target, inverse * reciprocal(table)[likely], factor)
             which, cost = _gains_under(block, slope, found, table, scale)
             if not fresh:
                 known, known_cost = _gains_under(block, slope, old_points[:, j], table, scale)
@@ -122,10 +123,6 @@ def _gains_under(block: Floats, slope: Floats, points: Points, table: Floats, sc
     square = np.einsum("ng,ng->n", y, cpu.matmul(y, block))
     gains = best_gains(product, square, table)
     return gains, table[gains] * (table[gains] * square - 2 * product)
-
-
-def _reciprocal(values: Floats) -> Floats:
-    return np.divide(1, values, out=np.zeros_like(values), where=values != 0)
 
 
 def _weights(diagonal: Floats) -> Floats:

@@ -7,7 +7,7 @@ from mcq_llm.baseline import all_in_bits, round_to_nearest
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_few_values_per_group_and_half_a_step_of_error(bits):
     weight = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))
-    rounded = round_to_nearest(weight, bits, group=64)
+    rounded = round_to_nearest(weight, bits)
     for row, original in zip(rounded, weight, strict=True):
         for part, exact in zip(row.split(64), original.split(64), strict=True):
             assert len(part.unique()) <= 2**bits
