@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -192,7 +193,7 @@ class BandedQuantizer(Quantizer):
                 raise InputError(f"parts must be quantizers that are not banded themselves, got {type(part).__name__}")
         in_range(len(parts), 1, MAX_BANDS, "the number of parts")
         super().__init__(BandedConfig(tuple((part.kind, dataclasses.asdict(part.config)) for part in parts)))
-        self.parts = tuple(parts)
+        self.parts = tuple(copy.deepcopy(part) for part in parts)  # one may be given for several bands
 
     @property
     def gain(self) -> float:
@@ -286,12 +287,14 @@ class BandedQuantizer(Quantizer):
 def _importance(matrix: Floats, given: ArrayLike | None) -> NDArray[np.float64]:
     if given is None:
         return np.mean(np.square(matrix, dtype=np.float64), axis=1)
-    found = np.asarray(given, np.float64)
-    if found.shape != (len(matrix),) or not np.isfinite(found).all() or found.min(initial=0.0) < 0:
+    found = np.asarray(given)
+    real = found.dtype.kind in "iuf" and found.shape == (len(matrix),)
+    if not real or not np.isfinite(found).all() or found.min(initial=0.0) < 0:
         raise InputError(
-            f"importance must be a finite number, at least 0, for each of {len(matrix)} rows, got shape {found.shape}"
+            f"importance must be a finite number, at least 0, for each of {len(matrix)} rows, got {found.dtype} of "
+            f"shape {found.shape}"
         )
-    return found
+    return found.astype(np.float64)
 
 
 def _cut(values: NDArray[np.float64], parts: int) -> NDArray[np.float64]:

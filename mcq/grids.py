@@ -156,7 +156,8 @@ class GridQuantizer(Quantizer):
             If the codes were made with other options.
         """
         self._require_fitted()
-        return self._rotation(codes.shape[1]).invert(self._inner().decode(codes))
+        decoded = self._inner().decode(codes)
+        return self._rotation(codes.shape[1]).invert(decoded) if len(decoded) else decoded
 
     def _rotation(self, d: int) -> Hadamard:
         return Hadamard(d, int(self.arrays["seed"][0]))

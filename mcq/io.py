@@ -115,7 +115,7 @@ def restore(container: Container, source: str) -> Any:
         raise FormatError(f"{source} holds the unknown kind {kind!r} (known: {known}); upgrade multicodebook")
     try:
         return build(kind, config, arrays)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FormatError(f"{source} is not a usable container of kind {kind!r}: {error}") from error
 
 

@@ -6,6 +6,7 @@ and Fano: the low bits of each as they are, the high bits as gaps in unary, abou
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class OutlierQuantizer(Quantizer):
         if inner.codes_type is not Codes or isinstance(inner, OutlierQuantizer):
             raise InputError(f"inner must be a quantizer with codes of one width and no outliers, got {inner}")
         super().__init__(OutlierConfig(inner.kind, dataclasses.asdict(inner.config), fraction))
-        self.inner = inner
+        self.inner = copy.deepcopy(inner)
 
     def fit_encode(
         self, x: ArrayLike, metric: Metric | None = None, *, seed: int = 0, progress: Progress | None = None

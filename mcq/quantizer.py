@@ -122,13 +122,15 @@ def ignore_progress(done: int, total: int) -> None:
 
 
 def require_array(arrays: Mapping[str, NDArray[Any]], name: str, dtype: type, shape: tuple[int | None, ...]) -> None:
-    """Raise `InputError` unless ``arrays[name]`` has this dtype and shape; None stands for any length."""
+    """Raise `InputError` unless ``arrays[name]`` is finite, of this dtype and shape; None stands for any length."""
     array = arrays.get(name)
     if array is None or array.dtype != dtype or array.ndim != len(shape):
         found = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
         raise InputError(f"array {name!r} must be {np.dtype(dtype)} of shape {shape}, got {found}")
     if any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
         raise InputError(f"array {name!r} must have shape {shape}, got {array.shape}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"array {name!r} must be finite")
 
 
 def require_no_outliers(codes: Codes) -> None:

@@ -26,6 +26,8 @@ from mcq.validate import in_range
 WORTHWHILE = 0.01
 #: Beyond, sums over units might not fit 64 bits.
 MAX_COST = 1 << 48
+#: Beyond, sums over units might not be finite.
+MAX_DISTORTION = 1e300
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,18 @@ class Unit:
                 f"{where} must have a cost and a distortion for each of one or more settings, got {len(settings)} "
                 f"settings, costs of shape {cost.shape}, distortions of shape {distortion.shape}"
             )
-        if len(set(settings)) < len(settings):
+        try:
+            distinct = len(set(settings))
+        except TypeError as error:
+            raise InputError(f"{where} must have settings that can be compared by hash: {error}") from None
+        if distinct < len(settings):
             raise InputError(f"{where} must have each setting once, got {', '.join(map(repr, settings))}")
         if cost.dtype.kind not in "iu" or cost.min() < 0 or cost.max() > MAX_COST:
             raise InputError(f"{where} must have costs in whole bits from 0 to 2^48, got {cost.tolist()}")
-        if distortion.dtype.kind not in "iuf" or not np.isfinite(distortion).all():
-            raise InputError(f"{where} must have finite distortions, got {distortion.tolist()}; measure it anew")
+        if distortion.dtype.kind not in "iuf" or not (np.abs(distortion) <= MAX_DISTORTION).all():
+            raise InputError(
+                f"{where} must have distortions within {MAX_DISTORTION:g}, got {distortion.tolist()}; measure it anew"
+            )
         for name, values in (("settings", settings), ("cost", cost.tolist()), ("distortion", distortion.tolist())):
             object.__setattr__(self, name, tuple(values))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class RotatedQuantizer(Quantizer):
         if one_of(unbiased, (False, True), "unbiased") and getattr(inner.config, "scale", None) != "row":
             raise ConfigError(f"unbiased=True needs an inner quantizer with scale='row', got {inner}")
         super().__init__(RotatedConfig(inner.kind, dataclasses.asdict(inner.config), unbiased))
-        self.inner, self.codes_type = inner, inner.codes_type
+        self.inner, self.codes_type = copy.deepcopy(inner), inner.codes_type
 
     def fit_normal(self, d: int, *, size: float = 1.0, seed: int = 0) -> Self:
         """Learn from normal entries, which any rows nearly have after a rotation, instead of data; return self.
@@ -175,7 +176,7 @@ class RotatedQuantizer(Quantizer):
         """
         self._require_fitted()
         decoded = self.inner.decode(codes)
-        return _rotation(decoded.shape[1], self.arrays[ROTATION]).invert(decoded)
+        return _rotation(decoded.shape[1], self.arrays[ROTATION]).invert(decoded) if len(decoded) else decoded
 
     @classmethod
     def _from_container(cls, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> RotatedQuantizer:

@@ -71,7 +71,7 @@ def test_bits_count_the_bands():
 
 
 @pytest.mark.parametrize(
-    "importance", [np.ones(63), -np.ones(64), np.full(64, np.nan), np.ones((64, 1)), np.full(64, np.inf)]
+    "importance", [np.ones(63), -np.ones(64), np.full(64, np.nan), np.ones((64, 1)), np.full(64, np.inf), ["a"] * 64]
 )
 def test_bad_importance_is_refused(importance):
     with pytest.raises(mcq.InputError, match="importance must be"):
@@ -97,3 +97,24 @@ def test_codes_that_do_not_fit_are_refused():
         codes[3]
     with pytest.raises(mcq.InputError, match="at least one part"):
         mcq.BandedCodes.concatenate([])
+
+
+def test_one_quantizer_given_for_several_bands_is_fitted_for_each():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 16)) * np.exp(3 * rng.standard_normal((64, 1)))
+    part = mcq.ScalarQuantizer(3, 8)
+    repeated = mcq.BandedQuantizer([part, part])
+    apart = mcq.BandedQuantizer([mcq.ScalarQuantizer(3, 8), mcq.ScalarQuantizer(3, 8)])
+    np.testing.assert_array_equal(repeated.decode(repeated.fit_encode(x)), apart.decode(apart.fit_encode(x)))
+    with pytest.raises(mcq.NotFittedError):
+        part.encode(x)
+
+
+@pytest.mark.parametrize("part", [mcq.GridQuantizer(2, 16), mcq.RotatedQuantizer(mcq.ShellQuantizer(8, 12))], ids=str)
+def test_empty_bands_are_decoded(part):
+    x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    x[:40] = 0
+    quantizer = mcq.BandedQuantizer([part] * 4)
+    codes = quantizer.fit_encode(x)
+    assert 0 in [len(found) for found in codes.parts]
+    assert mcq.Identity().relative_error(x, quantizer.decode(codes)) < 0.3

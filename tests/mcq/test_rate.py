@@ -208,8 +208,10 @@ def test_bad_lists_of_units_are_refused(units):
 @pytest.mark.parametrize(
     ("curve", "message"),
     [
-        (([1, 2], [1, 2], [1.0, np.nan]), "finite distortions"),
-        (([1, 2], [1, 2], [1.0, np.inf]), "finite distortions"),
+        (([1, 2], [1, 2], [1.0, np.nan]), r"distortions within 1e\+300"),
+        (([1, 2], [1, 2], [1.0, np.inf]), r"distortions within 1e\+300"),
+        (([1, 2], [1, 2], [1.7e308, 1.0]), r"distortions within 1e\+300"),
+        (([[1], [2]], [1, 2], [2.0, 1.0]), "compared by hash"),
         (([1, 2], [1, 2], [1.0]), "a cost and a distortion for each"),
         (([], [], []), "one or more settings"),
         (([1, 1], [1, 2], [2.0, 1.0]), "each setting once"),
