@@ -42,8 +42,6 @@ CODECS = {
     "GPTQ, rotated": "codec:scalar,rotate:1",
     "round to nearest": "codec:scalar,feedback:0",
 }
-#: Those with codebooks or scales that bands of rows would each need of their own.
-WITH_PARTS = ("additive", "residual", "companded")
 BITS = (2.25, 2.5, 3.0, 3.25, 4.0)
 COLOURS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
 #: Style and fill of the marks, with one setting for all layers and allocated.
@@ -102,16 +100,16 @@ class Bench:
         options = self.base(setting)
         return [planned(name, *shape, setting, options) for name, shape in self.shapes.items()]
 
-    def budget(self, codec: str, bits: float) -> Budget:
+    def budget(self, setting: Setting, bits: float) -> Budget:
         """Return what layers are to share."""
-        bands = 1 if codec in WITH_PARTS else self.options.bands
+        bands = self.options.bands if setting.in_bands else 1
         return Budget(bits=bits, sensitivity=self.options.sensitivity, bands=bands, passes=self.options.passes)
 
     def measure(self, codec: str, setting: Setting, bits: float | None = None) -> Row:
         """Quantize with one setting, or with several within `bits`."""
         options = self.base(setting)
         if bits is not None:
-            options = replace(options, budget=self.budget(codec, bits))
+            options = replace(options, budget=self.budget(setting, bits))
         prepared = prepare(self.options.model, self.calibration, options, cache=self.options.cache / str(setting))
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

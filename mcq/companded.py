@@ -141,7 +141,7 @@ class CompandedQuantizer(Quantizer):
         gain = typical_size(matrix)
         rows = matrix / np.float32(gain)
         power = _log_power(rows)
-        thresholds = _cut(power, min(max(len(rows) // self.config.group_size, 1), MAX_CLUSTERS))
+        thresholds = _cut(power, self._clusters(len(rows)))
         clusters = np.searchsorted(thresholds, power, side="right")
         members = [np.flatnonzero(clusters == c) for c in range(len(thresholds) + 1)]
         parts = [rows[m] for m in members]
@@ -213,8 +213,7 @@ class CompandedQuantizer(Quantizer):
         """Return depths (clusters, d) of all groups."""
         d, counts = len(weights), np.array([len(part) for part in parts])
         entries = int(counts.sum()) * d
-        groups = len(parts) * (-(-FORM_BITS * d // 8) + 4 * d) + 4 * len(parts)  # forms, scales, offsets, the rest
-        side = groups + (int(counts.sum()) if len(parts) > 1 else 0)
+        side = _side_bytes(len(parts), int(counts.sum()), d)
 
         def cost(depths: NDArray[np.int64]) -> float:
             return 8 * float(side + counts @ -(-depths.sum(1) // 8)) / entries
@@ -228,6 +227,13 @@ class CompandedQuantizer(Quantizer):
                 f"{self.config.bits}; give more bits or a larger group_size"
             )
         return depths.astype(np.uint8)
+
+    def least_bits(self, n: int, d: int) -> float:
+        """Return the bits per entry that the groups of a matrix (n, d) take at most, without any codes."""
+        return 8 * _side_bytes(self._clusters(n), n, d) / (n * d)
+
+    def _clusters(self, n: int) -> int:
+        return min(max(n // self.config.group_size, 1), MAX_CLUSTERS)
 
     def _encode(self, rows: Floats, turns: _Turns) -> ScalarCodes:
         groups, thresholds = self._groups, self.arrays["thresholds"]
@@ -305,6 +311,11 @@ def _log_power(rows: Floats) -> Floats:
     """Return the logarithm of the mean square of each row, float32."""
     power = np.mean(np.square(rows, dtype=np.float64), axis=1)
     return np.log2(np.maximum(power, LEAST_POWER)).astype(np.float32)
+
+
+def _side_bytes(clusters: int, n: int, d: int) -> int:
+    """Return the bytes of forms, scales and offsets, of what clusters and rows have besides, and of their numbers."""
+    return clusters * (-(-FORM_BITS * d // 8) + 4 * d + 4) + (n if clusters > 1 else 0)
 
 
 def _cut(values: Floats, parts: int) -> Floats:

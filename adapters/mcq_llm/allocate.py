@@ -8,10 +8,12 @@ model is its sensitivity (`mcq_llm.sensitivity`). `mcq.rate` chooses settings fo
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +31,14 @@ from mcq_llm.observe import observe
 from mcq_llm.plan import Layer, PlannedLayer, planned, quantized
 from mcq_llm.prepared import Prepared
 from mcq_llm.revision import band_corrections, layer_corrections
-from mcq_llm.sensitivity import Share, by_shares, row_sensitivities, sensitivities, shared_out
+from mcq_llm.sensitivity import Share, by_shares, require_measurable, row_sensitivities, sensitivities, shared_out
 from mcq_llm.setting import Setting
 from mcq_llm.storage import as_stored
 
 log = logging.getLogger("mcq")
 
-#: Bytes that a layer takes besides its arrays, and any other tensor: their descriptions, at most.
-LAYER_OVERHEAD, TENSOR_OVERHEAD = 1536, 192
+#: Bytes that a layer takes besides its arrays, each further band of it, and any other tensor: descriptions, at most.
+LAYER_OVERHEAD, BAND_OVERHEAD, TENSOR_OVERHEAD = 1536, 1024, 192
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Curve:
     power : float
         tr(W H W^T) / tr(H) / outputs: mean square of an output, relative to that of an input.
     errors : dict of Setting to float
-        Relative error tr(D H D^T) / tr(W H W^T) at each candidate.
+        Relative error tr(D H D^T) / tr(W H W^T) at each candidate that the layer can have.
     energy : list of float
         Mean square of each row, relative to the mean.
     """
@@ -90,14 +92,18 @@ def measure_curves(
         ledger[seen.name] = {
             "inputs": seen.inputs,
             "power": zeros / float(np.trace(metric.matrix)) / len(seen.weight),
-            "errors": [curve[candidate] for candidate in setting.candidates()],
+            "errors": [curve.get(candidate) for candidate in setting.candidates()],
             "energy": _energy(seen.weight),
         }
     return {
         name: Curve(
             ledger[name]["inputs"],
             ledger[name]["power"],
-            dict(zip(setting.candidates(), ledger[name]["errors"], strict=True)),
+            {
+                candidate: error
+                for candidate, error in zip(setting.candidates(), ledger[name]["errors"], strict=True)
+                if error is not None
+            },
             ledger[name]["energy"],
         )
         for name in names
@@ -196,18 +202,17 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     assert options.budget is not None  # noqa: S101
     setting, identity, free = options.setting, _identity(prepared), _free(plan, options)
     provider, bands = options.budget.sensitivity, options.budget.bands
-    costs = {
-        layer.name: [_bits(planned(layer.name, layer.rows, layer.columns, s, options)) for s in setting.candidates()]
-        for layer in free
-    }
+    costs = {layer.name: _costs(layer, options) for layer in free}
     bits = _budget(model, plan, options)
     _require_room(bits, plan, costs)
-    ledger = Ledger(None if cache is None else cache / "curves.jsonl", identity)
-    curves = measure_curves(model, blocks, windows, options, free, ledger)
-    free = [layer for layer in free if layer.name in curves]  # others never compute, and will stay dense
+    require_measurable(provider, bands, prepared, list(costs))
+    curves = measure_curves(model, blocks, windows, options, free, Ledger(cache, "curves", identity))
+    plan = [_as_it_is(layer) if layer.name in costs.keys() - curves.keys() else layer for layer in plan]
+    free = [layer for layer in free if layer.name in curves]
     costs = {layer.name: costs[layer.name] for layer in free}
+    _require_room(bits, plan, costs)
     room = _room(bits, plan, costs)
-    shared, _, _ = _uniform(setting, costs, [list(curve.errors.values()) for curve in curves.values()], room)
+    shared, _, _ = _uniform(setting, costs, [curve.errors for curve in curves.values()], room)
     alike = [planned(old.name, old.rows, old.columns, shared, options) if old.name in costs else old for old in plan]
     look = replace(prepared, plan=alike)
     measured = shared_out(provider, look, list(curves), cache, identity) if provider in SHARED else None
@@ -230,7 +235,8 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
         look = replace(prepared, plan=_settled(plan, layers, found, options))
         predicted = {name: chosen.distortion for name, chosen in found.chosen.items()}
     # Bands take bits that one setting for all rows saves.
-    uniform = Uniform(*_uniform(setting, costs, [unit.distortion for unit in units], room))
+    losses = [dict(zip(unit.settings, unit.distortion, strict=True)) for unit in units]
+    uniform = Uniform(*_uniform(setting, costs, losses, room))
     return look.plan, replace(found, uniform=uniform if uniform.cost <= room else None)
 
 
@@ -257,15 +263,30 @@ def _free(plan: Sequence[Layer], options: Options) -> list[PlannedLayer]:
     return free
 
 
-def _room(bits: int, plan: Sequence[Layer], costs: Mapping[str, Sequence[int]]) -> int:
+def _costs(layer: PlannedLayer, options: Options) -> list[float]:
+    """Return the bits of a layer at each candidate; those that it cannot have are beyond any budget."""
+    shape = layer.rows, layer.columns
+    return [
+        _bits(planned(layer.name, *shape, setting, options)) if setting.fits(*shape) else math.inf
+        for setting in options.setting.candidates()
+    ]
+
+
+def _as_it_is(layer: Layer) -> Layer:
+    log.warning("%s never computes on the calibration text and stays dense", layer.name)
+    return Layer(layer.name, layer.rows, layer.columns)
+
+
+def _room(bits: int, plan: Sequence[Layer], costs: Mapping[str, Sequence[float]]) -> int:
     """Return which of the `bits` of a plan are left for the layers with `costs`."""
     return max(bits - sum(_bits(layer) for layer in plan if layer.name not in costs), 0)
 
 
-def _require_room(bits: int, plan: Sequence[Layer], costs: Mapping[str, Sequence[int]]) -> None:
+def _require_room(bits: int, plan: Sequence[Layer], costs: Mapping[str, Sequence[float]]) -> None:
     """Refuse a budget that cannot be met, before anything is measured."""
     room, entries = _room(bits, plan, costs), sum(layer.entries for layer in plan if layer.name in costs)
-    least, most = (sum(pick(own) for own in costs.values()) for pick in (min, max))
+    possible = [[cost for cost in own if cost < math.inf] or [math.inf] for own in costs.values()]
+    least, most = (sum(map(pick, possible)) for pick in (min, max))
     if room < least:
         raise ConfigError(
             f"the {len(costs)} layers whose settings are chosen need {least / entries:.3f} bits per weight, the "
@@ -305,13 +326,14 @@ def _revised(
 
 
 def _uniform(
-    setting: Setting, costs: Mapping[str, Sequence[int]], losses: Sequence[Sequence[float]], room: int
+    setting: Setting, costs: Mapping[str, Sequence[float]], losses: Sequence[Mapping[Any, float]], room: int
 ) -> tuple[Setting, int, float]:
     """Return the candidate of least loss that all layers could share within `room` bits, or the smallest.
 
     With it come its bits and its loss.
     """
-    sizes, lost = np.sum(list(costs.values()), axis=0), np.sum(losses, axis=0)
+    sizes = np.sum(list(costs.values()), axis=0)
+    lost = [math.fsum(own.get(candidate, math.inf) for own in losses) for candidate in setting.candidates()]
     fitting = np.flatnonzero(sizes <= room) if sizes.min() <= room else [np.argmin(sizes)]
     best = min(fitting, key=lambda i: lost[i])
     return setting.candidates()[best], int(sizes[best]), float(lost[best])
@@ -340,7 +362,8 @@ def _budget(model: PreTrainedModel, plan: Sequence[Layer], options: Options) -> 
     layers = {f"{layer.name}.weight" for layer in plan}
     tensors = {id(t): t for name, t in model.state_dict(keep_vars=True).items() if name not in layers}
     stored = (2 * t.numel() if t.is_meta else as_stored(t.detach()).nbytes for t in tensors.values())
-    overhead = LAYER_OVERHEAD * len(quantized(plan)) + TENSOR_OVERHEAD * len(tensors)
+    per_layer = LAYER_OVERHEAD + BAND_OVERHEAD * (budget.bands - 1)
+    overhead = per_layer * len(quantized(plan)) + TENSOR_OVERHEAD * len(tensors)
     room = 8 * (budget.size - sum(stored) - overhead)
     if room <= 0:
         raise ConfigError(f"what is not quantized takes more than the {budget.size:,} bytes asked for; ask for more")

@@ -99,4 +99,6 @@ def sums(values: NDArray[np.float64], order: NDArray[np.intp], bands: int) -> li
 def shares(values: NDArray[np.float64], order: NDArray[np.intp], bands: int) -> list[float]:
     """Return which part of the sum of `values` each band has, with rows as ranked by `order`."""
     total = float(values.sum())
+    if total == 0:
+        return [1 / bands] * bands
     return [part / total for part in sums(values, order, bands)]

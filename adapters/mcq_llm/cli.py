@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mcq.errors import ConfigError, InputError
-from mcq.validate import one_of
+from mcq.validate import in_range, one_of
 
 if TYPE_CHECKING:
     from mcq_llm.overrides import Value
@@ -123,7 +123,7 @@ def quantize_command(
         # Weights come and go block by block: small ones, too, would leave holes in the heap that never fill again.
         return_freed_memory(1 << 17)
     kind = CODECS[one_of(codec, CODECS, "--codec")]
-    bits = 2 if bits is None else bits
+    bits = in_range(2.0 if bits is None else bits, 0.0, None, "--bits")
     allocated = allocate or size is not None or not kind.reaches(bits)
     room: dict[str, float] = {"bits": bits} if size is None else {"size": Budget.parse_size(size)}
     shared = {"sensitivity": sensitivity, "tie": tie or None, "bands": bands, "passes": passes}

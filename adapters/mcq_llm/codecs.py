@@ -23,6 +23,8 @@ from mcq.validate import in_range, one_of
 from mcq_llm.setting import CURVE_ROWS, TINY, Setting
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
+#: Of a code of pyramids and shells.
+MOST_CODE_BITS = 64
 #: The codebooks that an allocation chooses from.
 LEAST_BITS, MOST_BITS, MOST_CODEBOOKS = 4, 8, 6
 #: Error with 2, 3, ... codebooks of the least and the most bits, relative to that with one less, in units of the ideal
@@ -49,6 +51,7 @@ class AdditiveSetting(Setting):
     """
 
     codec = "additive"
+    in_bands = False
     kind: ClassVar[type[mcq.AdditiveQuantizer]] = mcq.AdditiveQuantizer
 
     codebooks: int = 2
@@ -186,9 +189,15 @@ class GainShapeSetting(Setting):
         return cls(bits)
 
     def candidates(self) -> list[Setting]:
-        """Return 1 to 5 bits in steps of a quarter, in half the group where a whole one is beyond 64 bits."""
+        """Return 1 to 5 bits in steps of a quarter, in half the group, or less, where a whole one is beyond 64 bits."""
         rates = [quarters / 4 for quarters in range(4, 21)]
-        return [replace(self, bits=r, group=self.group if r * self.group <= 64 else self.group // 2) for r in rates]
+        return [replace(self, bits=rate, group=self._group_for(rate)) for rate in rates]
+
+    def _group_for(self, rate: float) -> int:
+        group = self.group
+        while rate * group > MOST_CODE_BITS:
+            group //= 2
+        return group
 
     def __str__(self) -> str:
         scale = "" if self.scale == "row" else " no scale"
@@ -320,6 +329,7 @@ class CompandedSetting(Setting):
     """
 
     codec = "companded"
+    in_bands = False
 
     bits: float = 3.0
     group: int = 512
@@ -339,6 +349,10 @@ class CompandedSetting(Setting):
     def curve_rows(self) -> int:
         """A cluster of rows: fewer could not pay for its scales."""
         return max(self.group, CURVE_ROWS)
+
+    def fits(self, rows: int, columns: int) -> bool:
+        """Return whether these bits leave room for codes: groups of few rows take most of them."""
+        return mcq.CompandedQuantizer(self.bits, self.group).least_bits(rows, columns) < self.bits
 
     def cost(self, rows: int, columns: int) -> mcq.Bits:
         """Return the bits that are not exceeded."""
@@ -383,9 +397,8 @@ class ScalarSetting(Setting):
 
     def candidates(self) -> list[Setting]:
         """Return 2 to 6 bits in two sizes of groups."""
-        return [
-            replace(self, bits=bits, group=group) for bits in range(2, 7) for group in (self.group, self.group // 2)
-        ]
+        groups = dict.fromkeys((self.group, max(self.group // 2, 1)))
+        return [replace(self, bits=bits, group=group) for bits in range(2, 7) for group in groups]
 
     def __str__(self) -> str:
         feedback = "" if self.feedback else " nearest"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mcq.errors import ConfigError
 from mcq.validate import in_range, one_of
@@ -18,6 +19,10 @@ from mcq_llm.tune import TuneOptions
 TARGETS = ("quantized", "original", "block")
 #: More would be a few rows each.
 MAX_BANDS = 16
+#: Bytes of a model.
+MAX_SIZE = 1 << 60
+#: What `mcq_llm.sensitivity` can measure.
+PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attributed", "walked")
 #: Sensitivities that share out the divergence of a model whose layers are all coded.
 SHARED = ("attributed", "walked")
 TUNE = ("none", "bias", "block")
@@ -58,6 +63,10 @@ class Budget:
             in_range(self.bits, 0.0, None, "bits per weight")
         if self.size is not None:
             in_range(self.size, 1, None, "size in bytes")
+        if self.sensitivity not in PROVIDERS and not Path(self.sensitivity).is_file():
+            raise ConfigError(
+                f"the sensitivity must be one of {', '.join(PROVIDERS)}, or a JSON file, got {self.sensitivity!r}"
+            )
         in_range(self.bands, 1, MAX_BANDS, "bands")
         if in_range(self.passes, 1, None, "passes") > 1 and self.sensitivity not in SHARED:
             raise ConfigError(
@@ -79,7 +88,10 @@ class Budget:
             raise ConfigError(f"a size must be a number of bytes, such as 60MB or 1.5GiB, got {text!r}")
         unit = (match[2] or "B").lower()
         base = 1024 if "i" in unit else 1000
-        return int(float(match[1]) * base ** ("bkmgt".index(unit[0])))
+        found = float(match[1]) * base ** "bkmgt".index(unit[0])
+        if found > MAX_SIZE:
+            raise ConfigError(f"a size must be at most {MAX_SIZE} bytes, got {text!r}")
+        return int(found)
 
 
 @dataclass(frozen=True)
@@ -148,7 +160,22 @@ class Options:
         one_of(self.precision, PRECISIONS, "precision")
         one_of(self.device, DEVICES, "device")
         one_of(self.tune, TUNE, "tune")
+        if self.budget is not None:
+            self._require_allocatable(self.budget)
         if in_range(self.tokens, 1, None, "tokens") < self.window:
             raise ConfigError(
                 f"tokens must be at least one window of {self.window}, got {self.tokens}; raise it or shrink the window"
             )
+
+    def _require_allocatable(self, budget: Budget) -> None:
+        """Refuse what a budget does not go together with."""
+        if self.format == "aqlm":
+            raise ConfigError(
+                "AQLM checkpoints have one setting for all layers, a budget has many; give another format"
+            )
+        if self.format == "dense" and budget.size is not None:
+            raise ConfigError(
+                "a size is that of files with codes, ordinary weights take more; give bits, or leave out dense"
+            )
+        if budget.bands > 1 and not self.setting.in_bands:
+            raise ConfigError(f"rows of {self.setting.codec} codes share what bands would each need; leave out bands")

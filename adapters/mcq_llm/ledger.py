@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mcq.errors import InputError
+from mcq_llm.checkpoint import digest
 
 
 class Ledger:
@@ -15,26 +16,26 @@ class Ledger:
 
     Parameters
     ----------
-    path : Path or None
-        A file whose measurements of the same `identity` are taken over.
+    cache : Path or None
+        Folder of measurements.
+    kind : str
+        Of what is measured.
     identity : mapping of str to str
-        All that decides what is measured. A file of another identity is written anew.
+        All that decides what is measured. Each has a file of its own, so that several runs may share a folder.
     """
 
-    def __init__(self, path: Path | None, identity: Mapping[str, str]) -> None:
-        self.identity, self._path, self._found = identity, path, dict[str, Any]()
-        head = json.dumps({"identity": dict(identity)}, sort_keys=True)
-        if path is None:
+    def __init__(self, cache: Path | None, kind: str, identity: Mapping[str, str]) -> None:
+        self.identity, self._found = identity, dict[str, Any]()
+        self._path = None if cache is None else cache / f"{kind}-{digest(identity)}.jsonl"
+        if self._path is None:
             return
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if lines and lines[0] == head:
-            for line in lines[1:]:
-                try:
-                    self._found.update(json.loads(line))
-                except ValueError:  # cut off
-                    continue
-        lines = [head, *(json.dumps({name: value}) for name, value in self._found.items())]
-        self._write("w", "".join(f"{line}\n" for line in lines))
+        if not self._path.exists():
+            self._append({"identity": dict(identity)})
+        for line in self._path.read_text(encoding="utf-8").splitlines()[1:]:
+            try:
+                self._found.update(json.loads(line))
+            except ValueError:  # cut off
+                continue
 
     def __contains__(self, name: str) -> bool:
         return name in self._found
@@ -44,14 +45,18 @@ class Ledger:
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._found[name] = value
-        self._write("a", json.dumps({name: value}) + "\n")
+        if self._path is not None:
+            self._append({name: value})
 
-    def _write(self, mode: str, text: str) -> None:
-        if self._path is None:
-            return
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        """Add a line, behind the end of one that may have been cut off."""
+        assert self._path is not None  # noqa: S101
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, mode, encoding="utf-8") as file:
-                file.write(text)
+            with open(self._path, "a+b") as file:
+                size = file.tell()
+                file.seek(max(size - 1, 0))
+                cut = size > 0 and file.read() != b"\n"
+                file.write(b"\n" * cut + json.dumps(entry).encode() + b"\n")
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}; name another folder") from None

@@ -65,8 +65,10 @@ def observe(
         for index in range(len(blocks.modules)):
             with blocks.loaded(index) as block:
                 working, prefix = stream.working_copy(block), blocks.prefix(index)
-                layers = {name: layer for name, layer in blocks.layers(index).items() if name in names}
-                copies = {name: layer for name, layer in blocks.layers(index, working).items() if name in names}
+                # All layers of a block, so that who shares inputs with whom does not depend on who is asked for.
+                layers = blocks.layers(index)
+                layers = layers if any(name in names for name in layers) else {}
+                copies = {name: layer for name, layer in blocks.layers(index, working).items() if name in layers}
                 calls = stream.calls(index, working)
                 with borrowing(working, calls if layers else [], options.window):
                     for part in portions(working, prefix, copies):
@@ -75,6 +77,8 @@ def observe(
                             for name, statistics in stage.items():
                                 assert statistics is not None  # noqa: S101 (there are no other processes)
                                 inputs = first.setdefault(id(statistics), name)
+                                if name not in names:
+                                    continue
                                 weight = get_weight(layers[name]).float().contiguous().cpu().numpy()
                                 yield Observed(name, inputs, layers[name], weight, statistics)
                                 bar.update()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import time
@@ -97,6 +98,17 @@ def planned(name: str, rows: int, columns: int, setting: Setting, options: Optio
         if options.tune == "block" and not setting.has_scales:  # tuning gives rows scales
             cost = mcq.Bits(cost.payload, cost.all_in + 16 / columns)
     return PlannedLayer(name, rows, columns, setting, cost)
+
+
+def plan_digest(plan: Sequence[Layer]) -> str:
+    """Return the hash of what all layers are coded as, and of the order of their rows."""
+    found = hashlib.sha256()
+    for layer in plan:
+        setting = layer.setting if isinstance(layer, PlannedLayer) else None
+        found.update(f"{layer.name} {setting!r}\n".encode())
+        if isinstance(layer, PlannedLayer) and layer.importance is not None:
+            found.update(layer.importance.astype("<i8").tobytes())
+    return found.hexdigest()
 
 
 def make_plan(blocks: Blocks, options: Options) -> list[Layer]:

@@ -69,17 +69,24 @@ def prepare(
     prepared = Prepared(
         model, tokenizer, blocks, plan, windows, options, text_hash(text), unseen, spill=spill, world=world
     )
+    _require_writable(prepared)
     if options.budget is not None:
         plan, allocation = world.from_first(lambda: allocated(prepared, cache))
         prepared = replace(prepared, plan=plan, allocation=allocation)
-    for setting in {layer.setting for layer in quantized(plan)}:
-        setting.quantizer()  # refuses options that do not go together
+    return prepared
+
+
+def _require_writable(prepared: Prepared) -> None:
+    """Refuse what has no quantizer, or cannot be written."""
+    plan, options = quantized(prepared.plan), prepared.options
+    chosen = options.setting if options.budget is not None else None  # that is yet to be
+    for setting in {layer.setting for layer in plan} - {chosen}:
+        setting.quantizer()
     if options.format == "aqlm":
-        for warning in require_aqlm(plan, blocks):
+        for warning in require_aqlm(plan, prepared.blocks):
             log.warning(warning)
     elif options.format == "mcq":
-        require_mcq(plan, blocks)
-    return prepared
+        require_mcq(plan, prepared.blocks)
 
 
 def described(prepared: Prepared) -> str:

@@ -13,6 +13,7 @@ from mcq_llm.checkpoint import Checkpoint, fingerprint
 from mcq_llm.config import Options
 from mcq_llm.export import finish
 from mcq_llm.html_report import write_report
+from mcq_llm.plan import plan_digest
 from mcq_llm.prepare import prepare
 from mcq_llm.prepared import Prepared
 from mcq_llm.quantize import BlockReport, LayerReport, quantize
@@ -73,6 +74,7 @@ def write(prepared: Prepared, folder: Path, name: str) -> None:
     """Quantize a prepared model in place; the first process writes a checkpoint called `name` into `folder`."""
     model, blocks, options, world = prepared.model, prepared.blocks, prepared.options, prepared.world
     identity = world.from_first(lambda: fingerprint(model, blocks, prepared.windows, options))
+    identity |= {"plan": plan_digest(prepared.plan)}  # a file of sensitivities may have changed
     checkpoint = Checkpoint(folder, model, blocks, prepared.plan, options.format, identity)
 
     def take_up() -> bool:

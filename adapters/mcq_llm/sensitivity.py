@@ -36,16 +36,14 @@ from transformers import PreTrainedModel
 from mcq.errors import ConfigError, FormatError
 from mcq_llm.attribution import attributed, log_probabilities, smoothed
 from mcq_llm.blocks import Blocks, as_stored_by, get_weight, set_weight
-from mcq_llm.config import SHARED
+from mcq_llm.config import PROVIDERS, SHARED
 from mcq_llm.device import moved
 from mcq_llm.drafts import Drafts
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
-from mcq_llm.plan import quantized
+from mcq_llm.plan import plan_digest, quantized
 from mcq_llm.prepared import Prepared
 from mcq_llm.walked import walked
-
-PROVIDERS = ("activation", "noise", "fisher", "gradient", "measured", "attributed", "walked")
 
 #: Relative errors of the noise; the factor is a mean over them.
 LEVELS = (0.01, 0.04)
@@ -61,8 +59,6 @@ COMPONENTS, STRIDE = 64, 8
 #: Least share of a layer in a divergence, relative to an equal one: shares near 0, or below, are uncertain.
 LEAST_SHARE = 0.05
 LEAST = 1e-12
-#: Digits of the hash of a plan in the name of a file.
-PLAN_DIGITS = 8
 
 
 class Power(Protocol):
@@ -71,6 +67,20 @@ class Power(Protocol):
     @property
     def power(self) -> float:
         """Mean square of an output, relative to that of an input."""
+
+
+def require_measurable(provider: str, bands: int, prepared: Prepared, names: Collection[str]) -> None:
+    """Refuse a provider, or a number of bands, that asks more of the model than it has, before anything is measured.
+
+    Raises
+    ------
+    ConfigError
+        If it needs the whole model in memory.
+    """
+    if provider in PROVIDERS and provider != "activation":
+        _modules(prepared, names, f"the sensitivity {provider!r} needs")
+    if bands > 1:
+        _modules(prepared, names, "bands of rows need")
 
 
 def sensitivities(
@@ -115,19 +125,17 @@ def sensitivities(
 
 def _ledger(kind: str, provider: str, prepared: Prepared, cache: Path | None, identity: Mapping[str, str]) -> Ledger:
     """Return the ledger of what a provider measures; one for each plan, if that depends on the settings."""
-    decisive, parts, options = dict(identity), [kind, provider], prepared.options
-    if provider in SHARED:
-        decisive["text"] = f"{SHARED_TEXT} {SHARED_POINTS}"
+    decisive, options = dict(identity), prepared.options
+    if prepared.unseen is not None and provider in SHARED:
+        decisive["text"] = f"{hashlib.sha256(prepared.unseen.numpy().tobytes()).hexdigest()} {SHARED_POINTS}"
     if provider in ("fisher", "gradient"):
         decisive["text"] = str(GRADIENT_TEXT)
     if provider == "walked":
         decisive["run"] = f"{options.target} {options.correction} {options.damping}"
     if provider == "measured" or provider in SHARED:
-        plan = {layer.name: str(layer.setting) for layer in quantized(prepared.plan)}
-        decisive["plan"] = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+        decisive["plan"] = plan_digest(prepared.plan)
         decisive["seed"] = str(options.seed)
-        parts.append(decisive["plan"][:PLAN_DIGITS])
-    return Ledger(None if cache is None else cache / f"{'-'.join(parts)}.jsonl", decisive)
+    return Ledger(cache, f"{kind}-{provider}", decisive)
 
 
 def _measure(
@@ -237,7 +245,7 @@ def row_sensitivities(
         If the whole model is not in memory.
     """
     modules = _modules(prepared, names, "bands of rows need")
-    ledger = Ledger(None if cache is None else cache / "rows.jsonl", {**identity, "text": str(GRADIENT_TEXT)})
+    ledger = Ledger(cache, "rows", {**identity, "text": str(GRADIENT_TEXT)})
     missing = {name: module for name, module in modules.items() if name not in ledger}
     if missing:
         with moved(prepared.model, prepared.blocks.device):

@@ -17,6 +17,8 @@ import mcq
 SAMPLE_ROWS = (8, 24)
 #: Rows of a layer that its curve is measured on, unless a codec cuts layers in clusters of rows.
 CURVE_ROWS = 64
+#: Columns of a matrix whose bits tell the rate of a setting: in few columns groups may be padded with unused bits.
+CURVE_COLUMNS = 1024
 #: Candidates that are measured for a curve.
 CURVE_PROBES = 5
 TINY = 1e-12
@@ -35,6 +37,8 @@ class Setting(ABC):
     """
 
     codec: ClassVar[str]
+    #: Whether bands of rows can have settings of their own; they cannot where rows share codebooks or scales.
+    in_bands: ClassVar[bool] = True
 
     rotate: bool = field(default=False, kw_only=True)
 
@@ -79,7 +83,7 @@ class Setting(ABC):
         """
 
     def curve(self, weight: NDArray[np.float32], metric: mcq.Gram) -> dict[Setting, float]:
-        """Return the relative error that a layer will have with each of the candidates.
+        """Return the relative error that a layer will have with each of the candidates that it can have.
 
         Some encode the same few rows. How these differ from all rows is the same for all settings: one that encodes
         every row tells it. Between measured candidates the logarithm of the error falls evenly with the bits.
@@ -90,16 +94,20 @@ class Setting(ABC):
         metric : mcq.Gram
             Of the inputs of the layer.
         """
-        candidates = self.candidates()
+        candidates = [setting for setting in self.candidates() if setting.fits(*weight.shape)]
         rows = np.sort(np.random.default_rng(0).permutation(len(weight))[: self.curve_rows])
         probes = np.unique(np.linspace(0, len(candidates) - 1, CURVE_PROBES).round().astype(int))
         logs = np.array([math.log(max(_error(candidates[i], weight[rows], metric), TINY)) for i in probes])
         if len(weight) > self.curve_rows:
             middle = len(probes) // 2
             logs += math.log(max(_error(candidates[probes[middle]], weight, metric), TINY)) - logs[middle]
-        bits = [setting.cost(*weight.shape).all_in for setting in candidates]
+        bits = [setting.cost(CURVE_ROWS, CURVE_COLUMNS).all_in for setting in candidates]
         errors = np.exp(np.interp(bits, np.take(bits, probes), logs))
         return dict(zip(candidates, errors.tolist(), strict=True))
+
+    def fits(self, rows: int, columns: int) -> bool:
+        """Return whether a layer of this shape can have this setting."""
+        return True
 
     @property
     def curve_rows(self) -> int:

@@ -138,7 +138,9 @@ def test_measurements_are_taken_up_again(folders, text, tmp_path, monkeypatch):
             prepare(folders["llama"], text, options, cache=tmp_path / "b")
     again = prepare(folders["llama"], text, options, cache=tmp_path / "b")
     assert again.plan == whole.plan
-    for name in ("curves.jsonl", "sensitivity-noise.jsonl"):
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert [name.rpartition("-")[0] for name in files] == ["curves", "sensitivity-noise"]
+    for name in files:
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
     with monkeypatch.context() as patch:  # nothing is measured twice, not for another budget either
         patch.setattr(DivergenceMeter, "of", None)

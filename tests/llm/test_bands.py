@@ -137,7 +137,7 @@ def test_bands_without_a_budget_are_refused(folders, tmp_path):
     arguments = ["quantize", str(folders["llama"]), "--bits", "2", "--bands", "2", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code != 0
-    assert "add --allocate" in str(result.exception or result.output)
+    assert "--bands must go with an allocation: --allocate" in str(result.exception or result.output)
 
 
 def test_bands_of_streamed_models_are_refused(folders, text):
