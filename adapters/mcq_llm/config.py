@@ -63,15 +63,15 @@ class Budget:
             in_range(self.bits, 0.0, None, "bits per weight")
         if self.size is not None:
             in_range(self.size, 1, None, "size in bytes")
-        if self.sensitivity not in PROVIDERS and not Path(self.sensitivity).is_file():
-            raise ConfigError(
-                f"the sensitivity must be one of {', '.join(PROVIDERS)}, or a JSON file, got {self.sensitivity!r}"
-            )
         in_range(self.bands, 1, MAX_BANDS, "bands")
         if in_range(self.passes, 1, None, "passes") > 1 and self.sensitivity not in SHARED:
             raise ConfigError(
                 f"{self.passes} passes need a sensitivity that is measured in a model with all layers quantized, "
                 f"{' or '.join(SHARED)}, got {self.sensitivity!r}"
+            )
+        if self.sensitivity not in PROVIDERS and not Path(self.sensitivity).is_file():
+            raise ConfigError(
+                f"the sensitivity must be one of {', '.join(PROVIDERS)}, or a JSON file, got {self.sensitivity!r}"
             )
 
     @staticmethod

@@ -82,9 +82,9 @@ def test_each_pass_looks_at_the_settings_chosen_last(folders, text, tmp_path, mo
     options = mcq_llm.Options(GridSetting(), budget=budget, tokens=256, window=32, format="mcq")
     plans, share_out = [], sensitivity._shared_out
 
-    def noted(provider, prepared, modules):
+    def noted(provider, prepared, modules, drafts):
         plans.append([layer.setting for layer in prepared.plan])
-        return share_out(provider, prepared, modules)
+        return share_out(provider, prepared, modules, drafts)
 
     monkeypatch.setattr(sensitivity, "_shared_out", noted)
     once = prepare(folders["llama"], text, options, cache=tmp_path)
@@ -117,13 +117,13 @@ def test_the_first_look_tells_what_bands_count(folders, text, monkeypatch):
     def bits(least):
         """Return the mean bits of both bands if the rows that are least important have this part of the shares."""
 
-        def given(provider, prepared, modules):
+        def given(provider, prepared, modules, drafts):
             def rows(name, share):
                 low = order[name] < len(order[name]) // 2
                 parts = np.where(low, least / low.sum(), (1 - least) / (~low).sum())
                 return (abs(sum(share.rows)) * parts).tolist()
 
-            found = share_out(provider, prepared, modules)
+            found = share_out(provider, prepared, modules, drafts)
             return {name: share._replace(rows=rows(name, share)) for name, share in found.items()}
 
         monkeypatch.setattr(sensitivity, "_shared_out", given)
@@ -145,4 +145,4 @@ def test_passes_without_a_budget_are_refused(folders, tmp_path):
     arguments = ["quantize", str(folders["llama"]), "--bits", "2", "--passes", "2", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code != 0
-    assert "add --allocate" in str(result.exception or result.output)
+    assert "--passes must go with an allocation: --allocate" in str(result.exception or result.output)
