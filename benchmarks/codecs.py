@@ -1,14 +1,16 @@
 """A whole model with every codec at several sizes, uniform and allocated: perplexity and divergence against bits.
 
 Each codec first gets the setting within a number of bits that is best on normal entries, then settings for each layer
-within the size that this takes. What was measured is kept in a file, so that a run can be interrupted, or add codecs.
+within the size that this takes. What was measured is kept in a file, so that a run can be interrupted. The points of
+the picture are kept beside it, so that a run can add codecs.
 """
 
 import argparse
+import csv
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,6 +20,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 import mcq
 import mcq_llm
+from mcq.io import replacing
 from mcq_llm.blocks import find_blocks, get_weight
 from mcq_llm.config import Budget
 from mcq_llm.divergence import compare
@@ -49,6 +52,17 @@ STYLES = {False: ("--", "white"), True: ("-", None)}
 
 
 @dataclass(frozen=True)
+class Point:
+    """One mark of the picture."""
+
+    codec: str
+    allocated: bool
+    bits: float
+    log_ratio: float
+    divergence: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the table."""
 
@@ -60,6 +74,11 @@ class Row:
     log_ratio: float
     divergence: float
     seconds: float
+
+    @property
+    def point(self) -> Point:
+        """The mark of this line."""
+        return Point(self.codec, self.settings == "allocated", self.all_in, self.log_ratio, self.divergence)
 
     def __str__(self) -> str:
         cost = f"{self.payload:7.3f}  {self.all_in:6.3f}  {self.perplexity:10.2f}"
@@ -130,11 +149,30 @@ class Bench:
         return Row(codec, settings, payload, all_in, perplexity, found.log_ratio, divergence, seconds)
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def merged(points: list[Point], path: Path) -> list[Point]:
+    """Return the points of a file, new ones in place of those of the same bits, and write them there."""
+    found = {}
+    if path.exists():
+        with open(path, encoding="utf-8", newline="") as file:
+            for codec, allocated, *numbers in list(csv.reader(file))[1:]:
+                points = [Point(codec, allocated == "True", *map(float, numbers)), *points]
+    for point in points:
+        found[point.codec, point.allocated, round(point.bits, 2)] = point
+    kept = sorted(found.values(), key=lambda point: (list(CODECS).index(point.codec), point.allocated, point.bits))
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(field.name for field in fields(Point))
+        writer.writerows(
+            (p.codec, p.allocated, f"{p.bits:.3f}", f"{p.log_ratio:.4f}", f"{p.divergence:.4f}") for p in kept
+        )
+    return kept
+
+
+def draw(points: list[Point], path: Path) -> None:
     """Draw both measures against bits, one colour for each codec."""
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "mcq"})
     figure, panels = plt.subplots(1, 2, figsize=(9, 4), constrained_layout=True)
-    codecs = list(dict.fromkeys(row.codec for row in rows))
+    codecs = list(dict.fromkeys(point.codec for point in points))
     for panel, name, title in zip(
         panels,
         ("log_ratio", "divergence"),
@@ -143,10 +181,10 @@ def draw(rows: list[Row], path: Path) -> None:
     ):
         for codec, colour in zip(codecs, COLOURS, strict=False):
             for allocated, (style, fill) in STYLES.items():
-                part = [row for row in rows if row.codec == codec and (row.settings == "allocated") == allocated]
-                points = sorted((row.all_in, getattr(row, name)) for row in part)
-                if points:
-                    panel.plot(*zip(*points, strict=True), style, marker="o", ms=4, mfc=fill or colour, color=colour)
+                part = [point for point in points if (point.codec, point.allocated) == (codec, allocated)]
+                marks = sorted((point.bits, getattr(point, name)) for point in part)
+                if marks:
+                    panel.plot(*zip(*marks, strict=True), style, marker="o", ms=4, mfc=fill or colour, color=colour)
         panel.set(xlabel="bits per weight, all-in", title=title, yscale="log")
         panel.title.set_fontsize(9)
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
@@ -180,7 +218,7 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, default=Path("codecs-measured"), help="folder of what allocations measure"
     )
-    parser.add_argument("--plot", type=Path, default=Path("codecs.svg"))
+    parser.add_argument("--plot", type=Path, default=Path("codecs.svg"), help="its points go to a .csv file beside")
     parser.add_argument("--allocate", choices=("also", "never"), default="also", help="settings of their own, too")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
@@ -211,7 +249,7 @@ def main() -> None:
                         line = {"codec": codec, "bits": bits, "allocate": allocate, "row": asdict(row)}
                         file.write(json.dumps(line) + "\n")
                 print(done[codec, bits, allocate], flush=True)
-            draw(list(done.values()), options.plot)
+            draw(merged([row.point for row in done.values()], options.plot.with_suffix(".csv")), options.plot)
 
 
 if __name__ == "__main__":
