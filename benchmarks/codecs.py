@@ -151,13 +151,12 @@ class Bench:
 
 def merged(points: list[Point], path: Path) -> list[Point]:
     """Return the points of a file, new ones in place of those of the same bits, and write them there."""
-    found = {}
+    known = []
     if path.exists():
         with open(path, encoding="utf-8", newline="") as file:
             for codec, allocated, *numbers in list(csv.reader(file))[1:]:
-                points = [Point(codec, allocated == "True", *map(float, numbers)), *points]
-    for point in points:
-        found[point.codec, point.allocated, round(point.bits, 2)] = point
+                known.append(Point(codec, allocated == "True", *map(float, numbers)))
+    found = {(point.codec, point.allocated, round(point.bits, 2)): point for point in [*known, *points]}
     kept = sorted(found.values(), key=lambda point: (list(CODECS).index(point.codec), point.allocated, point.bits))
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from mcq_llm.checkpoint import fingerprint
 from mcq_llm.config import SHARED, Options
 from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
-from mcq_llm.plan import Layer, PlannedLayer, planned, quantized
+from mcq_llm.plan import Layer, PlannedLayer, free_layers, planned, quantized
 from mcq_llm.prepared import Prepared
 from mcq_llm.revision import band_corrections, layer_corrections
 from mcq_llm.sensitivity import Share, by_shares, require_measurable, row_sensitivities, sensitivities, shared_out
@@ -200,7 +199,7 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     model, blocks, windows = prepared.model, prepared.blocks, prepared.windows
     plan, options = prepared.plan, prepared.options
     assert options.budget is not None  # noqa: S101
-    setting, identity, free = options.setting, _identity(prepared), _free(plan, options)
+    setting, identity, free = options.setting, _identity(prepared), free_layers(plan, options)
     provider, bands = options.budget.sensitivity, options.budget.bands
     costs = {layer.name: _costs(layer, options) for layer in free}
     bits = _budget(model, plan, options)
@@ -249,18 +248,6 @@ def _identity(prepared: Prepared) -> dict[str, str]:
         "precision": options.precision,
         "candidates": ", ".join(map(str, options.setting.candidates())),
     }
-
-
-def _free(plan: Sequence[Layer], options: Options) -> list[PlannedLayer]:
-    """Return the layers whose settings are not given."""
-    free = [
-        layer
-        for layer in quantized(plan)
-        if not any(re.search(override.pattern, layer.name) for override in options.overrides)
-    ]
-    if not free:
-        raise ConfigError("the overrides leave no layer whose setting could be chosen; leave out some of them")
-    return free
 
 
 def _costs(layer: PlannedLayer, options: Options) -> list[float]:

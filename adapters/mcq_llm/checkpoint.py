@@ -26,6 +26,7 @@ from mcq_llm.formats import StoredLayer, coded_layer, layer_type
 from mcq_llm.plan import Layer, quantized
 from mcq_llm.shards import INDEX
 from mcq_llm.storage import as_stored, read_tensors, write_bytes, write_tensors
+from mcq_llm.text import tokens_hash
 
 RUN = "run.json"
 
@@ -186,7 +187,7 @@ def fingerprint(model: PreTrainedModel, blocks: Blocks, windows: torch.Tensor, o
                 _hash(weights, name, tensor)
     return {
         "model": weights.hexdigest(),
-        "calibration": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
+        "calibration": tokens_hash(windows),
         **{name: version(name) for name in ("multicodebook", "torch", "transformers")},
         **{f"options.{field.name}": str(getattr(options, field.name)) for field in fields(options)},
     }

@@ -262,8 +262,7 @@ def _setting(standard: Setting, details: Mapping[str, Value | None], allocated: 
 
     chosen = {"codebooks": details["codebooks"], "codebook-bits": details["bits"]}
     _require(not allocated, "one setting for all layers, or an --override: an allocation chooses them", chosen)
-    if not isinstance(standard, AdditiveSetting):
-        _require(False, "codebooks, which these codes do not have", chosen)
+    _require(isinstance(standard, AdditiveSetting), "codebooks, which these codes do not have", chosen)
     return changed(standard, _given(details))
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import mcq
 from mcq import rate
 from mcq.errors import ConfigError
+from mcq.gain_shape import WORD_BITS
 from mcq.grids import GRID_BITS
 from mcq.scales import Scale
 from mcq.storage import CODEBOOK_DTYPES, CodebookDtype
@@ -23,8 +24,6 @@ from mcq.validate import in_range, one_of
 from mcq_llm.setting import CURVE_ROWS, TINY, Setting
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
-#: Of a code of pyramids and shells.
-MOST_CODE_BITS = 64
 #: The codebooks that an allocation chooses from.
 LEAST_BITS, MOST_BITS, MOST_CODEBOOKS = 4, 8, 6
 #: Error with 2, 3, ... codebooks of the least and the most bits, relative to that with one less, in units of the ideal
@@ -195,7 +194,7 @@ class GainShapeSetting(Setting):
 
     def _group_for(self, rate: float) -> int:
         group = self.group
-        while rate * group > MOST_CODE_BITS:
+        while rate * group > WORD_BITS:
             group //= 2
         return group
 

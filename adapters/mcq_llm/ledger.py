@@ -27,11 +27,12 @@ class Ledger:
     def __init__(self, cache: Path | None, kind: str, identity: Mapping[str, str]) -> None:
         self.identity, self._found = identity, dict[str, Any]()
         self._path = None if cache is None else cache / f"{kind}-{digest(identity)}.jsonl"
-        if self._path is None:
-            return
-        if not self._path.exists():
-            self._append({"identity": dict(identity)})
-        for line in self._path.read_text(encoding="utf-8").splitlines()[1:]:
+        text = self._path.read_text(encoding="utf-8") if self._path is not None and self._path.exists() else ""
+        if not text:
+            self._append(json.dumps({"identity": dict(identity)}) + "\n")
+        elif not text.endswith("\n"):  # cut off
+            self._append("\n")
+        for line in text.splitlines()[1:]:
             try:
                 self._found.update(json.loads(line))
             except ValueError:  # cut off
@@ -45,18 +46,14 @@ class Ledger:
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._found[name] = value
-        if self._path is not None:
-            self._append({name: value})
+        self._append(json.dumps({name: value}) + "\n")
 
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        """Add a line, behind the end of one that may have been cut off."""
-        assert self._path is not None  # noqa: S101
+    def _append(self, text: str) -> None:
+        if self._path is None:
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a+b") as file:
-                size = file.tell()
-                file.seek(max(size - 1, 0))
-                cut = size > 0 and file.read() != b"\n"
-                file.write(b"\n" * cut + json.dumps(entry).encode() + b"\n")
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(text)
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}; name another folder") from None

@@ -167,6 +167,26 @@ def _require_finite(weight: torch.Tensor, name: str) -> None:
         raise InputError(f"the weights of {name} must be finite, but {bad} are NaN or infinite; get an intact model")
 
 
+def free_layers(plan: Sequence[Layer], options: Options) -> list[PlannedLayer]:
+    """Return the layers whose settings are left to an allocation: without a budget none.
+
+    Raises
+    ------
+    ConfigError
+        If there is a budget, but no such layer.
+    """
+    if options.budget is None:
+        return []
+    free = [
+        layer
+        for layer in quantized(plan)
+        if not any(re.search(override.pattern, layer.name) for override in options.overrides)
+    ]
+    if not free:
+        raise ConfigError("the overrides leave no layer whose setting could be chosen; leave out some of them")
+    return free
+
+
 def require_aqlm(plan: Sequence[Layer], blocks: Blocks) -> list[str]:
     """Refuse what an AQLM checkpoint cannot express, and return warnings about what only some loaders run.
 

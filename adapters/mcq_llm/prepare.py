@@ -12,7 +12,7 @@ from mcq_llm.blocks import find_blocks
 from mcq_llm.config import SHARED, Options
 from mcq_llm.device import own_device
 from mcq_llm.load import load, load_streamed, require_dense
-from mcq_llm.plan import make_plan, plan_table, predict_seconds, quantized, require_aqlm, require_mcq
+from mcq_llm.plan import free_layers, make_plan, plan_table, predict_seconds, quantized, require_aqlm, require_mcq
 from mcq_llm.precision import resolve
 from mcq_llm.prepared import Prepared
 from mcq_llm.sensitivity import SHARED_TEXT
@@ -79,8 +79,8 @@ def prepare(
 def _require_writable(prepared: Prepared) -> None:
     """Refuse what has no quantizer, or cannot be written."""
     plan, options = quantized(prepared.plan), prepared.options
-    chosen = options.setting if options.budget is not None else None  # that is yet to be
-    for setting in {layer.setting for layer in plan} - {chosen}:
+    free = {layer.name for layer in free_layers(plan, options)}  # their settings are yet to be chosen
+    for setting in {layer.setting for layer in plan if layer.name not in free}:
         setting.quantizer()
     if options.format == "aqlm":
         for warning in require_aqlm(plan, prepared.blocks):

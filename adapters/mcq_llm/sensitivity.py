@@ -20,7 +20,6 @@ of its inputs. So what the Gram tells is not counted again: a provider adds what
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -43,6 +42,7 @@ from mcq_llm.ledger import Ledger
 from mcq_llm.observe import observe
 from mcq_llm.plan import plan_digest, quantized
 from mcq_llm.prepared import Prepared
+from mcq_llm.text import tokens_hash
 from mcq_llm.walked import walked
 
 #: Relative errors of the noise; the factor is a mean over them.
@@ -127,7 +127,7 @@ def _ledger(kind: str, provider: str, prepared: Prepared, cache: Path | None, id
     """Return the ledger of what a provider measures; one for each plan, if that depends on the settings."""
     decisive, options = dict(identity), prepared.options
     if prepared.unseen is not None and provider in SHARED:
-        decisive["text"] = f"{hashlib.sha256(prepared.unseen.numpy().tobytes()).hexdigest()} {SHARED_POINTS}"
+        decisive["text"] = f"{tokens_hash(prepared.unseen)} {SHARED_POINTS}"
     if provider in ("fisher", "gradient"):
         decisive["text"] = str(GRADIENT_TEXT)
     if provider == "walked":

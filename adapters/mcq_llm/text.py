@@ -108,6 +108,11 @@ def require_tokens(found: int, count: int, window: int, purpose: str) -> None:
         )
 
 
+def tokens_hash(tokens: torch.Tensor) -> str:
+    """Return the SHA-256 of tokens, in hexadecimal."""
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+
+
 def text_hash(text: str) -> str:
     """Return 16 hexadecimal digits that identify a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -38,6 +38,25 @@ CONFIGS = {
 }
 
 
+@pytest.fixture
+def stop_at():
+    """Let call number `count` of a function fail, while a patch lasts; return the arguments of all calls."""
+
+    def patched(patch, owner, name, count, error=KeyboardInterrupt):
+        calls, original = [], getattr(owner, name)
+
+        def failing(*arguments):
+            calls.append(arguments)
+            if len(calls) == count:
+                raise error
+            return original(*arguments)
+
+        patch.setattr(owner, name, failing)
+        return calls
+
+    return patched
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     before = torch.get_num_threads()

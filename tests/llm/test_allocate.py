@@ -121,19 +121,11 @@ def test_impossible_budgets_say_what_is_possible_before_anything_is_measured(fol
         prepare(folders["llama"], text, options_of(overrides=(Override.parse(".=bits:4"),), bits=4.0))
 
 
-def test_measurements_are_taken_up_again(folders, text, tmp_path, monkeypatch):
+def test_measurements_are_taken_up_again(folders, text, tmp_path, monkeypatch, stop_at):
     options = options_of(bits=4.0, sensitivity="noise")
     whole = prepare(folders["llama"], text, options, cache=tmp_path / "a")
-    measured, of = [], DivergenceMeter.of
-
-    def failing(self, *arguments):
-        measured.append(arguments)
-        if len(measured) == 12:
-            raise KeyboardInterrupt
-        return of(self, *arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(DivergenceMeter, "of", failing)
+        stop_at(patch, DivergenceMeter, "of", 12)
         with pytest.raises(KeyboardInterrupt):
             prepare(folders["llama"], text, options, cache=tmp_path / "b")
     again = prepare(folders["llama"], text, options, cache=tmp_path / "b")

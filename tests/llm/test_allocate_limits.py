@@ -164,6 +164,7 @@ def test_curves_are_those_of_the_rate_and_not_of_the_padding(columns):
         (["--bits", "4.5", "--stream", "--bands", "2", "--codec", "shell", "--allocate"], "needs all weights"),
         (["--bits", "4.5", "--format", "aqlm"], "one setting for all layers"),
         (["--bits", "4.5", "--override", "q_proj=codec:lattice"], "chosen layer by layer"),
+        (["--bits", "4", "--codec", "lattice", "--override", "q_proj=codec:lattice"], "chosen layer by layer"),
         (["--codec", "companded", "--bands", "4", "--bits", "2.5", "--allocate"], "rows of companded codes share"),
         (["--bits", "4.5", "--bands", "2"], "rows of additive codes share"),
         (["--size", "140000", "--dense"], "a size is that of files with codes"),

@@ -97,21 +97,12 @@ def test_a_banded_model_is_written_and_loaded(folders, text, tmp_path, tune):
     assert 0 < float((logits - original).square().mean() / original.var()) < 0.5
 
 
-def test_an_interrupted_run_ends_with_the_same_bytes(folders, text, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_with_the_same_bytes(folders, text, tmp_path, monkeypatch, stop_at):
     run(folders["llama"], text, OPTIONS, tmp_path / "whole")
-    calls = []
-
-    def fail_late(*args):
-        calls.append(args)
-        if len(calls) > 9:
-            raise KeyboardInterrupt
-        return kept(*args)
-
     from mcq_llm import quantize
 
-    kept = quantize.quantize_layer
     with monkeypatch.context() as patch:
-        patch.setattr(quantize, "quantize_layer", fail_late)
+        stop_at(patch, quantize, "quantize_layer", 10)
         with pytest.raises(KeyboardInterrupt):
             run(folders["llama"], text, OPTIONS, tmp_path / "cut")
     run(folders["llama"], text, OPTIONS, tmp_path / "cut", resume=True)

@@ -8,7 +8,7 @@ import pytest
 import mcq
 import mcq_llm
 from mcq.errors import InputError
-from mcq_llm import drafts
+from mcq_llm import drafts, sensitivity
 from mcq_llm.bands import BandedSetting
 from mcq_llm.codecs import CODECS
 from mcq_llm.config import Budget
@@ -48,23 +48,16 @@ def test_a_draft_stands_for_what_was_fitted(tmp_path, unable, name):
 
 
 @pytest.mark.parametrize("provider", ["walked", "attributed"])
-def test_an_interrupted_look_codes_no_layer_twice(folders, text, tmp_path, monkeypatch, provider):
+def test_an_interrupted_look_codes_no_layer_twice(folders, text, tmp_path, monkeypatch, stop_at, provider):
     options = replace(OPTIONS, budget=Budget(bits=5.0, sensitivity=provider))
     whole = prepare(folders["llama"], text, options, cache=tmp_path / "whole")
-    fitted, fit = [], drafts.fit
-
-    def failing(layer, *arguments):
-        fitted.append(layer.name)
-        if len(fitted) == 10:
-            raise KeyboardInterrupt
-        return fit(layer, *arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(drafts, "fit", failing)
+        calls = stop_at(patch, drafts, "fit", 10)
         with pytest.raises(KeyboardInterrupt):
             prepare(folders["llama"], text, options, cache=tmp_path / "cut")
         assert len(list((tmp_path / "cut").glob("drafts-*/*.safetensors"))) == 9
         again = prepare(folders["llama"], text, options, cache=tmp_path / "cut")
+    fitted = [layer.name for layer, *_ in calls]
     assert len(fitted) == len(set(fitted)) + 1  # the one that was interrupted
     assert again.plan == whole.plan
     for path in (tmp_path / "whole").iterdir():
@@ -72,12 +65,9 @@ def test_an_interrupted_look_codes_no_layer_twice(folders, text, tmp_path, monke
     assert not list((tmp_path / "cut").glob("drafts-*"))
 
 
-def test_a_damaged_draft_is_named(folders, text, tmp_path, monkeypatch):
-    def failing(*arguments):
-        raise KeyboardInterrupt
-
+def test_a_damaged_draft_is_named(folders, text, tmp_path, monkeypatch, stop_at):
     with monkeypatch.context() as patch:
-        patch.setattr("mcq_llm.sensitivity.attributed", failing)
+        stop_at(patch, sensitivity, "attributed", 1)
         with pytest.raises(KeyboardInterrupt):
             prepare(folders["llama"], text, OPTIONS, cache=tmp_path)
     draft = next(tmp_path.glob("drafts-*/*.safetensors"))

@@ -102,23 +102,15 @@ def test_planned_sizes_are_those_of_the_files(folders, text, tmp_path, codec):
 
 
 @pytest.mark.parametrize("codec", STORED)
-def test_an_interrupted_run_ends_with_the_same_bytes(folders, text, tmp_path, monkeypatch, codec):
+def test_an_interrupted_run_ends_with_the_same_bytes(folders, text, tmp_path, monkeypatch, stop_at, codec):
     from mcq_llm.checkpoint import Checkpoint
 
     class Stop(Exception):
         pass
 
     run(folders["llama"], text, options_of(codec), tmp_path / "whole" / "tiny")
-    calls, save = [], Checkpoint.save_layer
-
-    def failing(self, *arguments):
-        calls.append(arguments)
-        if len(calls) == 9:
-            raise Stop
-        save(self, *arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save_layer", failing)
+        stop_at(patch, Checkpoint, "save_layer", 9, Stop)
         with pytest.raises(Stop):
             run(folders["llama"], text, options_of(codec), tmp_path / "parts" / "tiny")
     run(folders["llama"], text, options_of(codec), tmp_path / "parts" / "tiny", resume=True)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import mcq_llm
 from mcq.errors import ConfigError, InputError
+from mcq_llm.checkpoint import Checkpoint
 from mcq_llm.load import load_dense, load_streamed
 from mcq_llm.run import run
 from mcq_llm.text import spread_windows, tokenize
@@ -41,27 +42,14 @@ class Stop(Exception):
     pass
 
 
-def stop_at(monkeypatch, what, count):
-    """Fail at the call number `count` of a method of the checkpoint."""
-    from mcq_llm.checkpoint import Checkpoint
-
-    calls, original = [], getattr(Checkpoint, what)
-
-    def failing(self, *arguments):
-        calls.append(arguments)
-        if len(calls) == count:
-            raise Stop
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Checkpoint, what, failing)
-
-
 @pytest.mark.parametrize(
     ("what", "count"), [("save_layer", 2), ("save_layer", 9), ("save_block", 1), ("save_block", 2), ("seal", 1)]
 )
-def test_an_interrupted_run_ends_with_the_same_bytes(folders, text, tmp_path, monkeypatch, uninterrupted, what, count):
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    folders, text, tmp_path, monkeypatch, stop_at, uninterrupted, what, count
+):
     with monkeypatch.context() as patch:
-        stop_at(patch, what, count)
+        stop_at(patch, Checkpoint, what, count, Stop)
         with pytest.raises(Stop):
             run(folders["llama"], text, OPTIONS, tmp_path / "tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.partial"]
@@ -104,9 +92,9 @@ def test_kill_at_any_time_and_resume(folders, text, tmp_path, uninterrupted):
     assert [name for name in expected if found.get(name) != expected[name]] == []
 
 
-def test_a_resumed_run_must_be_the_same_run(folders, text, tmp_path, monkeypatch):
+def test_a_resumed_run_must_be_the_same_run(folders, text, tmp_path, monkeypatch, stop_at):
     with monkeypatch.context() as patch:
-        stop_at(patch, "save_block", 2)
+        stop_at(patch, Checkpoint, "save_block", 2, Stop)
         with pytest.raises(Stop):
             run(folders["llama"], text, OPTIONS, tmp_path / "tiny")
     with pytest.raises(InputError, match="unfinished run is in .*add --resume"):
@@ -119,9 +107,9 @@ def test_a_resumed_run_must_be_the_same_run(folders, text, tmp_path, monkeypatch
         run(folders["qwen2"], text, OPTIONS, tmp_path / "tiny", resume=True)
 
 
-def test_a_tampered_part_is_refused(folders, text, tmp_path, monkeypatch):
+def test_a_tampered_part_is_refused(folders, text, tmp_path, monkeypatch, stop_at):
     with monkeypatch.context() as patch:
-        stop_at(patch, "save_block", 2)
+        stop_at(patch, Checkpoint, "save_block", 2, Stop)
         with pytest.raises(Stop):
             run(folders["llama"], text, OPTIONS, tmp_path / "tiny")
     part = tmp_path / "tiny.partial" / "parts" / "model.layers.0.safetensors"
@@ -191,7 +179,9 @@ def test_the_result_computes_what_its_files_say(uninterrupted, windows):
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_a_tuned_run_is_closer_resumes_and_is_written_as_it_computes(folders, text, tmp_path, monkeypatch, kind):
+def test_a_tuned_run_is_closer_resumes_and_is_written_as_it_computes(
+    folders, text, tmp_path, monkeypatch, stop_at, kind
+):
     options = mcq_llm.Options(tokens=2048, window=32, tune="block", setting=mcq_llm.AdditiveSetting(1, 4))
     run(folders[kind], text, options, tmp_path / "tuned")
     lines = [json.loads(line) for line in (tmp_path / "tuned" / "tuning.jsonl").read_text().splitlines()]
@@ -199,7 +189,7 @@ def test_a_tuned_run_is_closer_resumes_and_is_written_as_it_computes(folders, te
     assert lines[0]["loss_tuned"] < lines[0]["loss_coded"]
     assert lines[1]["loss_tuned"] <= lines[1]["loss_coded"]  # never worse
     with monkeypatch.context() as patch:
-        stop_at(patch, "save_block", 2)
+        stop_at(patch, Checkpoint, "save_block", 2, Stop)
         with pytest.raises(Stop):
             run(folders[kind], text, options, tmp_path / "again" / "tuned")
     run(folders[kind], text, options, tmp_path / "again" / "tuned", resume=True)
