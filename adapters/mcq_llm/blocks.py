@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mcq.errors import InputError
-from mcq_llm.device import CPU, moved
+from mcq_llm.device import CPU, device_of, moved
 from mcq_llm.experts import unfused
 from mcq_llm.shards import Shards, unload
 
@@ -67,8 +67,8 @@ class Blocks:
 def find_blocks(model: nn.Module, shards: Shards | None = None) -> Blocks:
     """Find the longest list of equal modules that contain linear layers.
 
-    Lists inside other such lists (the experts of a block, say) do not count. With `shards` given, the blocks of
-    `model` are without weights until they are loaded.
+    Lists inside other such lists (the experts of a block, say) do not count. Blocks compute where the model is. With
+    `shards` given, they are without weights until they are loaded, and compute on the processor.
     """
     found = {name: module for name, module in model.named_modules() if _is_block_list(module)}
     outermost = {name: found[name] for name in found if not any(name.startswith(f"{other}.") for other in found)}
@@ -78,7 +78,7 @@ def find_blocks(model: nn.Module, shards: Shards | None = None) -> Blocks:
             f"only models built as a torch.nn.ModuleList of blocks can be quantized"
         )
     name = max(outermost, key=lambda name: len(outermost[name]))
-    return Blocks(name, outermost[name], shards)
+    return Blocks(name, outermost[name], shards, device_of(model) if shards is None else CPU)
 
 
 def _is_block_list(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -29,7 +29,7 @@ from mcq_llm.checkpoint import Checkpoint
 from mcq_llm.closing import closing_drift
 from mcq_llm.coded_linear import tunable, tuned
 from mcq_llm.config import Options
-from mcq_llm.device import device_of
+from mcq_llm.device import device_of, moved
 from mcq_llm.drift import corrected_weight, own_drift
 from mcq_llm.formats import StoredLayer, layer_type
 from mcq_llm.mcq_format import McqLayer
@@ -158,9 +158,19 @@ def _quantize_block(
 ) -> None:
     """Quantize block `index` in place, write it, and move the original stream through it as it was."""
     quantize_it = _quantize_tuned if prepared.options.tune == "block" else _quantize_layers
-    stored = quantize_it(prepared, index, stream, original, checkpoint, report)
+    with ExitStack() as exits:
+        for other in _ahead(prepared, index):
+            exits.enter_context(moved(other, prepared.blocks.device))
+        stored = quantize_it(prepared, index, stream, original, checkpoint, report)
     if prepared.world.first:
         checkpoint.save_block(index, stored)
+
+
+def _ahead(prepared: Prepared, index: int) -> list[nn.Module]:
+    """Return the blocks through which an error of block `index` is seen."""
+    options = prepared.options
+    count = options.tuning.lookahead if options.tune == "block" else 0
+    return list(prepared.blocks.modules[index + 1 : index + 1 + count])
 
 
 def _quantize_tuned(
@@ -168,7 +178,7 @@ def _quantize_tuned(
 ) -> dict[str, StoredLayer]:
     """Quantize the layers of block `index` between two rounds of tuning: of its weights, and with their codes fixed."""
     blocks, tuning = prepared.blocks, prepared.options.tuning
-    block, ahead = blocks.modules[index], list(blocks.modules[index + 1 : index + 1 + tuning.lookahead])
+    block, ahead = blocks.modules[index], _ahead(prepared, index)
     calls, dense = stream.calls(index, block, torch.float32, ahead), None
     rest = [stream.working_copy(other) for other in ahead]
     if original is None:

@@ -3,6 +3,9 @@
 Each holds the whole model and a part of the calibration text. All take the same decisions in the same order: what
 one of them reads or computes is shared before anything depends on it. One process alone needs no process group, and
 everything here costs it nothing.
+
+Messages pass through main memory and gloo, those of GPUs too: processes may share one, which NCCL refuses, and gloo
+notices at once when a process ends.
 """
 
 from __future__ import annotations
@@ -47,11 +50,11 @@ def joined() -> Iterator[World]:
         yield World()
         return
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    dist.init_process_group(store=PrefixStore("group", store), rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group("gloo", store=PrefixStore("group", store), rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield World(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     except _LostError as error:
-        raise McqError(_reason(store)) from error
+        raise McqError(_reason(store, error)) from error
     except BaseException as error:
         # Before the connections close: that is how the others notice.
         store.set(FAILURE, f"process {rank} failed: {error if isinstance(error, McqError) else repr(error)}")
@@ -60,13 +63,14 @@ def joined() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _reason(store: Store) -> str:
+def _reason(store: Store, lost: _LostError) -> str:
     try:
         if store.check([FAILURE]):
             return str(store.get(FAILURE), "utf-8")
     except RuntimeError:  # the process that kept the store is the one that ended
         pass
-    return "another process ended without a reason, perhaps for want of memory; see its output, then use --resume"
+    reason = "another process ended without a reason, perhaps for want of memory; see its output, then use --resume"
+    return f"{reason} ({str(lost).partition(chr(10))[0]})"
 
 
 @contextmanager
@@ -173,8 +177,11 @@ class World:
     def overwrite(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give tensors, in place, the values that they have in the first process."""
         for tensor in tensors if self.size > 1 else ():
+            message = tensor.detach().cpu()  # the tensor itself, if it is there
             with _collective():
-                dist.broadcast(tensor.detach(), 0)
+                dist.broadcast(message, 0)
+            if tensor.is_cuda:
+                tensor.detach().copy_(message)
 
     def add_up(self, array: NDArray[Any], ranks: Collection[int] | None = None) -> None:
         """Replace `array`, in place, by the sum over all processes; only that in `ranks` counts, by default in all."""
@@ -191,9 +198,10 @@ class World:
         if self.size == 1:
             return list(tensors)
         flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors]) * weight
+        message = flat.cpu()
         with _collective():
-            dist.all_reduce(flat)
-        sums = flat.split([tensor.numel() for tensor in tensors])
+            dist.all_reduce(message)
+        sums = message.to(flat.device).split([tensor.numel() for tensor in tensors])
         return [total.view_as(tensor) for total, tensor in zip(sums, tensors, strict=True)]
 
     def each(self, tasks: Mapping[str, Callable[[], T]]) -> Iterator[tuple[str, T]]:

@@ -18,6 +18,10 @@ def test_finds_blocks_and_their_layers(make_model, kind, name, layers):
     assert all(layer.startswith(f"{name}.1.") for layer in blocks.layers(1))
 
 
+def test_blocks_compute_where_the_model_is(make_model):
+    assert find_blocks(make_model("llama").to("meta")).device.type == "meta"
+
+
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
