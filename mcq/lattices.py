@@ -269,14 +269,15 @@ def _counts(group_size: int, budget: int, squared: bool) -> list[list[int]]:
     """Return counts[n][r] for up to N entries and every budget r up to the one asked for."""
     rows = [[1] + [0] * budget]
     for _ in range(group_size):
-        last = rows[-1]
-        row = [1]
-        for r in range(1, budget + 1):
-            if squared:
-                row.append(last[r] + 2 * sum(last[r - m * m] for m in range(1, math.isqrt(r) + 1)))
-            else:
-                row.append(last[r] + row[r - 1] + last[r - 1])
-        rows.append(row)
+        last = np.array(rows[-1], object)  # counts outgrow 64 bits
+        row = last.copy()
+        if squared:
+            for m in range(1, math.isqrt(budget) + 1):
+                row[m * m :] += 2 * last[: budget + 1 - m * m]
+        else:
+            row[1:] += last[:-1]
+            row = np.add.accumulate(row)
+        rows.append(row.tolist())
     return rows
 
 
@@ -287,5 +288,7 @@ def _leaders(group_size: int, budget: int, squared: bool, most: int | None = Non
     elif group_size > 0:
         largest = math.isqrt(budget) if squared else budget
         for m in range(min(largest, budget if most is None else most), 0, -1):
+            if group_size * (m * m if squared else m) < budget:
+                return  # nothing behind is larger
             for rest in _leaders(group_size - 1, budget - (m * m if squared else m), squared, m):
                 yield (m, *rest)
