@@ -138,8 +138,10 @@ class Banded:
     energy: Sequence[float] = (1.0,)
 
     @classmethod
-    def of(cls, layer: PlannedLayer, curve: Curve, sensitivity: Sequence[float], bands: int) -> Banded:
-        """Cut the rows of a layer into bands, not more than there are rows."""
+    def of(cls, layer: PlannedLayer, curve: Curve, sensitivity: Sequence[float] | None, bands: int) -> Banded:
+        """Cut the rows of a layer, if it is known what errors of each count, into bands: not more than rows."""
+        if sensitivity is None:
+            return cls(layer, curve)
         bands = min(bands, layer.rows)
         costs = importance(sensitivity, curve.energy)
         order = ranks(costs)
@@ -216,12 +218,9 @@ def allocated(prepared: Prepared, cache: Path | None) -> tuple[list[Layer], Allo
     look = replace(prepared, plan=alike)
     measured = shared_out(provider, look, list(curves), cache, identity) if provider in SHARED else None
     counts = by_shares(measured, blocks) if measured else sensitivities(provider, look, curves, cache, identity)
-    if bands > 1:
-        rows = row_sensitivities(prepared, list(curves), cache, identity)
-        layers = [Banded.of(layer, curves[layer.name], rows[layer.name], bands) for layer in free]
-        inside = max(room - sum(overhead(layer.layer.rows, layer.bands) for layer in layers), 0)
-    else:
-        layers, inside = [Banded(layer, curves[layer.name]) for layer in free], room
+    rows = row_sensitivities(prepared, list(curves), cache, identity) if bands > 1 else {}
+    layers = [Banded.of(layer, curves[layer.name], rows.get(layer.name), bands) for layer in free]
+    inside = max(room - sum(overhead(layer.layer.rows, layer.bands) for layer in layers), 0)
     units = [unit for layer in layers for unit in layer.units(counts[layer.layer.name], options)]
     ties = _ties(layers) if options.budget.tie else ()
     predicted = {unit.name: unit.distortion[unit.settings.index(shared)] for unit in units}
