@@ -76,7 +76,11 @@ def require_measurable(provider: str, bands: int, prepared: Prepared, names: Col
     ------
     ConfigError
         If it needs the whole model in memory.
+    FormatError
+        If it is a file that does not give a positive number for each layer.
     """
+    if provider not in PROVIDERS:
+        _given(Path(provider), names)
     if provider in PROVIDERS and provider != "activation":
         _modules(prepared, names, f"the sensitivity {provider!r} needs")
     if bands > 1:

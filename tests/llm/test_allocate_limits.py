@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import mcq
 import mcq_llm
-from mcq.errors import ConfigError, InputError
+from mcq.errors import ConfigError, FormatError, InputError
 from mcq_llm.allocate import allocated
 from mcq_llm.checkpoint import Checkpoint
 from mcq_llm.cli import app
@@ -181,3 +181,10 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(
     done = CliRunner().invoke(app, [str(part) for part in ("quantize", folders["llama"], *short, *arguments)])
     assert isinstance(done.exception, ConfigError), done.exception
     assert message in str(done.exception)
+
+
+def test_a_file_of_sensitivities_is_read_before_anything_is_measured(folders, text, tmp_path, monkeypatch):
+    (tmp_path / "given.json").write_text('{"model.layers.0.mlp.up": 1.0}')
+    monkeypatch.setattr("mcq_llm.allocate.measure_curves", None)
+    with pytest.raises(FormatError, match="positive number for each layer by its full name, but: 'model"):
+        prepare(folders["llama"], text, options_of("shell", bits=3.0, sensitivity=str(tmp_path / "given.json")))
