@@ -288,7 +288,8 @@ def _leaders(group_size: int, budget: int, squared: bool, most: int | None = Non
     elif group_size > 0:
         largest = math.isqrt(budget) if squared else budget
         for m in range(min(largest, budget if most is None else most), 0, -1):
-            if group_size * (m * m if squared else m) < budget:
+            spent = m * m if squared else m
+            if group_size * spent < budget:
                 return  # nothing behind is larger
-            for rest in _leaders(group_size - 1, budget - (m * m if squared else m), squared, m):
+            for rest in _leaders(group_size - 1, budget - spent, squared, m):
                 yield (m, *rest)

@@ -35,8 +35,8 @@ class Blocks:
 
     name: str
     modules: nn.ModuleList
-    shards: Shards | None = None
-    device: torch.device = CPU
+    shards: Shards | None
+    device: torch.device
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[nn.Module]:

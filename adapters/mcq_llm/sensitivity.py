@@ -81,7 +81,7 @@ def require_measurable(provider: str, bands: int, prepared: Prepared, names: Col
     """
     if provider not in PROVIDERS:
         _given(Path(provider), names)
-    if provider in PROVIDERS and provider != "activation":
+    elif provider != "activation":
         _modules(prepared, names, f"the sensitivity {provider!r} needs")
     if bands > 1:
         _modules(prepared, names, "bands of rows need")
